@@ -1,0 +1,1 @@
+"""microos: a microservice operating system, embedded and peer to peer."""

@@ -1,0 +1,80 @@
+"""Every limit in one place, with its reason; their relations are asserted at the end."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# The wire.
+DATAGRAM_HEAD = 25
+DATAGRAM_TAIL = 4
+DATAGRAM_MAX = 64 * KIB
+"""Largest datagram read. UDP itself allows no more."""
+
+DATAGRAM_MESSAGES = 256
+"""Messages in one datagram; more is a broken sender."""
+
+FRAME_HEAD = 12
+FRAME_MAX = 4 * MIB
+"""Largest body of a frame on a link: an append of 1 MiB, or one larger entry, with room."""
+
+FRAME_SMALL = 64 * KIB
+"""Nothing larger than this stands between a raft frame and the wire."""
+
+# Queues. Each is listed in `statistics()` with its bound, policy and drops.
+LINK_OUTBOX_FRAMES = 4096
+LINK_OUTBOX_BYTES = 8 * MIB
+"""Per link; what does not fit is dropped and reported (raft resends, gossip repairs)."""
+
+LINKS_MAX = 1024
+"""Streams open at once, ours and theirs; more are refused at accept."""
+
+UDP_QUEUE = 4096
+INBOX = 16384
+"""Messages and requests waiting for a driver; beyond it datagrams are dropped."""
+
+WATCH_QUEUE = 1
+"""A watch keeps the newest state only."""
+
+# What users say.
+LABEL_TEXT = 255
+NAME_TEXT = 128
+SERVICE_NAME_TEXT = 128
+BRIEF_MAX = 400
+"""Services of a node up to this many bytes travel inside Alive; larger ones are pulled by hash."""
+
+RECORD_MAX = 1 * MIB
+USER_STATE_MAX = 200
+SERVICES_PER_NODE = 256
+
+COMMAND_MAX = 2 * MIB
+"""One raft entry."""
+
+DOCUMENT_MAX = 1 * MIB
+DOCUMENTS_MAX = 100_000
+CONFIG_PATH_TEXT = 256
+LOCK_NAME_TEXT = 256
+LOCKS_MAX = 1_000_000
+LOCK_WAITERS_MAX = 10_000
+SESSIONS_MAX = 65_536
+SESSION_WINDOW = 1024
+"""Commands of one session in flight, and results kept for it."""
+
+RESULT_KEPT_MAX = 64 * KIB
+
+# Storage.
+SEGMENT_BYTES = 8 * MIB
+WAL_BATCH_MAX = 4 * MIB
+SNAPSHOT_CHUNK = 64 * KIB
+
+# Control connections of the command line.
+CONTROL_CLIENTS = 64
+CONTROL_FRAME_MAX = 2 * MIB
+
+assert DATAGRAM_HEAD + DATAGRAM_TAIL < 576 < DATAGRAM_MAX
+assert BRIEF_MAX + USER_STATE_MAX < 1200
+assert COMMAND_MAX < FRAME_MAX
+assert DOCUMENT_MAX < COMMAND_MAX
+assert COMMAND_MAX < WAL_BATCH_MAX <= SEGMENT_BYTES // 2
+assert SNAPSHOT_CHUNK <= FRAME_SMALL
+assert FRAME_MAX <= LINK_OUTBOX_BYTES
