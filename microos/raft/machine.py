@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from microos import limits
 from microos.raft.entry import Stamp
 from microos.types import SessionId
 
@@ -54,10 +55,23 @@ class Machine(Protocol):
         """Return the log time at which `wake` is next wanted [µs]."""
 
     def freeze(self) -> Iterator[bytes]:
-        """Return the state as of now in chunks of at most `limits.SNAPSHOT_CHUNK`."""
+        """Return the state as of now in chunks of at most `limits.SNAPSHOT_CHUNK`.
+
+        The chunks are pieces of one run of bytes; where it is cut means nothing.
+        """
 
     def restore(self, chunks: Iterable[bytes], version: int) -> None:
-        """Replace the state by a frozen one."""
+        """Replace the state by a frozen one; by the empty state if there are no bytes.
+
+        Raises:
+            RemoteProtocolError: The bytes are not a frozen state of this machine.
+        """
 
     def digest(self) -> int:
         """Return a number that is equal exactly where the state is. Cost: O(1)."""
+
+
+def pieces(data: bytes, size: int = limits.SNAPSHOT_CHUNK) -> Iterator[bytes]:
+    """Cut one run of bytes into chunks of at most `size`; none if it is empty."""
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
