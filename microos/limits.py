@@ -52,6 +52,13 @@ COMMAND_MAX = 2 * MIB
 
 DOCUMENT_MAX = 1 * MIB
 DOCUMENTS_MAX = 100_000
+DOCUMENTS_BYTES_MAX = 64 * MIB
+"""All documents together: they are in every node's memory and in every snapshot."""
+
+DOCUMENT_DEPTH_MAX = 64
+"""Maps and lists within each other. Fixed, because what Python itself bears differs by caller."""
+
+AUDIT_RECORDS_MAX = 10_000
 CONFIG_PATH_TEXT = 256
 LOCK_NAME_TEXT = 256
 LOCKS_MAX = 1_000_000
@@ -66,6 +73,8 @@ RESULT_KEPT_MAX = 64 * KIB
 SEGMENT_BYTES = 8 * MIB
 WAL_BATCH_MAX = 4 * MIB
 SNAPSHOT_CHUNK = 64 * KIB
+SNAPSHOT_MAX = 256 * MIB
+"""State of all machines; received as a whole before it is believed."""
 
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
@@ -75,6 +84,7 @@ assert DATAGRAM_HEAD + DATAGRAM_TAIL < 576 < DATAGRAM_MAX
 assert BRIEF_MAX + USER_STATE_MAX < 1200
 assert COMMAND_MAX < FRAME_MAX
 assert DOCUMENT_MAX < COMMAND_MAX
+assert DOCUMENTS_BYTES_MAX < SNAPSHOT_MAX
 assert COMMAND_MAX < WAL_BATCH_MAX <= SEGMENT_BYTES // 2
 assert SNAPSHOT_CHUNK <= FRAME_SMALL
 assert FRAME_MAX <= LINK_OUTBOX_BYTES
