@@ -1,0 +1,187 @@
+"""Who serves what: read locally, never over the network, never with an error.
+
+Services are part of their node's member record, so a service cannot outlive its
+node's membership, and there is nothing to deregister (Consul's orphans,
+consul#1188, #9577, cannot occur). One snapshot, replaced whole when the members
+change, serves all readers on any thread.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import msgspec
+
+from microos import limits
+from microos.codec import encode
+from microos.discovery.record import ServiceRecord, decode_record
+from microos.errors import LimitError, RemoteProtocolError
+from microos.gossip.members import Member, State
+from microos.node.kernel import Kernel
+from microos.node.statistics import QueueStatistics
+from microos.node.watch import Watch, Watchers
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One running copy of a service."""
+
+    service: str
+    version: str
+    node: str
+    """Id of its node."""
+    name: str
+    """Name of its node."""
+    address: str
+    """HOST:PORT."""
+    labels: dict[str, str]
+    endpoints: tuple[str, ...]
+    state: str
+    """`alive`, or `suspect`: still listed, picked last."""
+
+
+_Snapshot = MappingProxyType[str, tuple[Instance, ...]]
+
+
+class Discovery:
+    """`node.discovery`."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._own: dict[str, ServiceRecord] = {}
+        self._records: dict[bytes, tuple[ServiceRecord, ...]] = {}
+        self._snapshot: _Snapshot = MappingProxyType({})
+        self._watchers: dict[str, Watchers[tuple[Instance, ...]]] = {}
+        self.malformed = 0
+        """Records of other nodes that could not be read."""
+        kernel.on_members(self._rebuild)
+        kernel.add_queues(self._queues)
+
+    # What this node serves.
+
+    def announce(
+        self,
+        service: str,
+        *,
+        version: str = "",
+        port: int = 0,
+        labels: dict[str, str] | None = None,
+        endpoints: tuple[str, ...] = (),
+    ) -> None:
+        """Make `service` known everywhere, or replace what was said of it.
+
+        Args:
+            service: 1..128 characters.
+            version: For people and for picking.
+            port: Where it listens, if not on the node's own port. Range 0..65535.
+            labels: Small pairs of text that travel with it.
+            endpoints: Names of what can be called.
+
+        Raises:
+            LimitError: Name or record too long, or too many services on this node.
+        """
+        if not 0 < len(service) <= limits.SERVICE_NAME_TEXT:
+            raise LimitError(
+                f"expected a service name of 1..{limits.SERVICE_NAME_TEXT} characters, "
+                f"found {len(service)}"
+            )
+        record = ServiceRecord(service, version, port, labels or {}, endpoints)
+        own = {**self._own, service: record}
+        if len(own) > limits.SERVICES_PER_NODE:
+            raise LimitError(
+                f"expected at most {limits.SERVICES_PER_NODE} services on a node, found one more",
+                reason="count",
+            )
+        self._publish(own)
+
+    def withdraw(self, service: str) -> None:
+        """Take back what was said of `service`; harmless if nothing was."""
+        if service in self._own:
+            self._publish({name: own for name, own in self._own.items() if name != service})
+
+    def _publish(self, own: dict[str, ServiceRecord]) -> None:
+        data = encode(tuple(own[name] for name in sorted(own)))
+        if len(data) > limits.RECORD_MAX:
+            raise LimitError(
+                f"expected at most {limits.RECORD_MAX} bytes of services on a node, "
+                f"found {len(data)}"
+            )
+        self._own = own
+        self._kernel.announce(data)
+
+    # What everybody serves.
+
+    def instances(self, service: str) -> tuple[Instance, ...]:
+        """Return the known instances of `service`, those alive first. No I/O, no error."""
+        return self._snapshot.get(service, ())
+
+    def services(self) -> tuple[str, ...]:
+        """Return the names of all known services, sorted. No I/O, no error."""
+        return tuple(self._snapshot)
+
+    def endpoints(self, service: str) -> tuple[str, ...]:
+        """Return all endpoint names known of `service`, sorted. No I/O, no error."""
+        return tuple(sorted({name for i in self.instances(service) for name in i.endpoints}))
+
+    def watch(self, service: str) -> Watch[tuple[Instance, ...]]:
+        """Return a block that yields the instances now, then the newest at each change of them."""
+        watchers = self._watchers.setdefault(service, Watchers())
+        return watchers.watch(lambda: self.instances(service))
+
+    def _rebuild(self) -> None:
+        """Publish a new snapshot and tell those whose service has changed."""
+        listed: dict[str, list[Instance]] = {}
+        records: dict[bytes, tuple[ServiceRecord, ...]] = {}
+        for member in self._kernel.members():
+            if member.state in (State.ALIVE, State.SUSPECT):
+                for service in self._read(member, records):
+                    listed.setdefault(service.name, []).append(_instance(member, service))
+        self._records = records
+        before = self._snapshot
+        self._snapshot = MappingProxyType(
+            {name: tuple(sorted(listed[name], key=_order)) for name in sorted(listed)}
+        )
+        for name, watchers in list(self._watchers.items()):
+            if not len(watchers):
+                del self._watchers[name]
+            elif before.get(name, ()) != self._snapshot.get(name, ()):
+                watchers.tell()
+
+    def _read(
+        self, member: Member, records: dict[bytes, tuple[ServiceRecord, ...]]
+    ) -> tuple[ServiceRecord, ...]:
+        """Return a member's services; each record is decoded once."""
+        data = member.record
+        if not data:
+            return ()
+        if data not in records:
+            known = self._records.get(data)
+            if known is None:
+                try:
+                    known = decode_record(data)
+                except RemoteProtocolError:
+                    self.malformed += 1
+                    known = ()
+            records[data] = known
+        return records[data]
+
+    def _queues(self) -> tuple[QueueStatistics, ...]:
+        watches = sum(len(watchers) for watchers in self._watchers.values())
+        return (QueueStatistics("discovery.watches", watches, watches, "latest", 0),)
+
+
+def _instance(member: Member, service: ServiceRecord) -> Instance:
+    port = service.port or member.address.port
+    return Instance(
+        service=service.name,
+        version=service.version,
+        node=member.node,
+        name=member.name,
+        address=f"{member.address.host}:{port}",
+        labels=service.labels,
+        endpoints=service.endpoints,
+        state=member.state.name.lower(),
+    )
+
+
+def _order(instance: Instance) -> tuple[bool, str]:
+    return (instance.state != "alive", instance.node)

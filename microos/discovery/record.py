@@ -1,0 +1,27 @@
+"""What a node says of its services: one record, replaced as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from microos import limits
+from microos.codec import Decoder
+
+_Text = Annotated[str, msgspec.Meta(max_length=limits.SERVICE_NAME_TEXT)]
+
+
+class ServiceRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One running copy of a service, as its node announces it."""
+
+    name: _Text
+    version: _Text = ""
+    port: int = 0
+    """Where it listens, if that is not the node's own port."""
+    labels: dict[_Text, _Text] = {}
+    endpoints: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1024)] = ()
+
+
+Record = Annotated[tuple[ServiceRecord, ...], msgspec.Meta(max_length=limits.SERVICES_PER_NODE)]
+decode_record: Decoder[tuple[ServiceRecord, ...]] = Decoder(Record)
