@@ -143,3 +143,16 @@ class SettingsError(MicroosError, ValueError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults), faults=tuple(faults))
         self.faults = tuple(faults)
+
+
+def by_name(name: str, message: str, reason: str) -> MicroosError:
+    """Return an error that travelled as the name of its class, e.g. a machine's refusal.
+
+    A name this version does not know becomes a plain `MicroosError`.
+    """
+    kinds: list[type[MicroosError]] = [MicroosError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+        if kind.__name__ == name and not issubclass(kind, SettingsError):
+            return kind(message, reason=reason)
+    return MicroosError(message, reason=reason)

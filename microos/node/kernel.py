@@ -1,6 +1,6 @@
 """What a feature may use of the node, and nothing more.
 
-A feature joins by `attach(kernel, settings)` in its `attach.py`. It never sees
+A feature joins by `attach(kernel, ...)` in its `attach.py`. It never sees
 sockets, cores or drivers: it announces, submits commands, reads, and is told.
 """
 
@@ -12,6 +12,7 @@ from typing import Protocol
 from microos.gossip.members import Member
 from microos.node.runtime import Runtime
 from microos.node.sessions import Session
+from microos.node.statistics import QueueStatistics
 from microos.raft.machine import Machine
 from microos.types import NodeId
 
@@ -26,8 +27,8 @@ class Kernel(Protocol):
     def node(self) -> NodeId:
         """This node's id."""
 
-    def spawn(self, task: Callable[[], Awaitable[None]], name: str) -> None:
-        """Run `task` beside the node; what leaves it stops the node."""
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run `task` beside the node; an exception that leaves it stops the node."""
 
     def members(self) -> tuple[Member, ...]:
         """Return every known member, this node included: an immutable snapshot, no I/O."""
@@ -42,19 +43,23 @@ class Kernel(Protocol):
             LimitError: More than `limits.RECORD_MAX`.
         """
 
-    def register(self, machine: Machine) -> None:
-        """Add a replicated machine; before the node opens only."""
+    def register(self, machine: Machine, told: Callable[[object], None]) -> None:
+        """Add a replicated machine before the node starts.
 
-    def on_applied(self, machine: int, told: Callable[[object], None]) -> None:
-        """Call `told` with each event the machine returned, in log order, on this node."""
+        `told` gets each event the machine returns on this node, in log order.
+        """
 
-    async def submit(self, machine: int, command: bytes, *, timeout: float) -> object:
-        """Commit a command exactly once; return the machine's result here.
+    def add_queues(self, queues: Callable[[], tuple[QueueStatistics, ...]]) -> None:
+        """List a feature's queues in the node's statistics."""
+
+    async def submit(self, machine: int, command: bytes, *, timeout: float) -> bytes:
+        """Commit a command exactly once; return the machine's answer.
 
         Raises:
             NoQuorumError: Not submitted: no leader was known by the deadline.
             UncertainError: Submitted and not answered by the deadline; it may still commit.
             OverloadedError: Too much is uncommitted.
+            LimitError: The command is too big, or the node's disk is full.
         """
 
     async def barrier(self, *, timeout: float) -> None:
@@ -64,5 +69,18 @@ class Kernel(Protocol):
             NoQuorumError: Not confirmed by a majority by the deadline.
         """
 
-    async def session(self, ttl: float) -> Session:
-        """Return this node's session with that ttl, opening it if there is none."""
+    async def session(self, ttl: float, *, timeout: float) -> Session:
+        """Return this node's session with that ttl, opening it if there is none.
+
+        Args:
+            ttl: Raised to two election timeouts if it is less [s].
+            timeout: Longest wait for the opening [s].
+
+        Raises:
+            NoQuorumError, UncertainError, OverloadedError: It could not be opened in time.
+        """
+
+    async def submit_in(
+        self, session: Session, machine: int, command: bytes, *, timeout: float
+    ) -> bytes:
+        """Commit a command exactly once under a given session; errors as `submit`."""

@@ -1,0 +1,94 @@
+"""Drives the founding: a majority of the seeds agree on one cluster, once.
+
+What an acceptor has promised is on disk before its answer leaves; that, and the
+fixed list of seats, is the whole of the safety (`raft/bootstrap.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import trio
+
+from microos.codec import encode
+from microos.node.runtime import Runtime
+from microos.raft.bootstrap import Cluster, Founding, FoundingMessage, decode_founding_message
+from microos.storage.files import write_small
+from microos.types import Address, NodeId
+from microos.wire import Channel
+
+FILE = "founding"
+
+
+class Founder:
+    """One node's part in the founding."""
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        founding: Founding,
+        seen: Callable[[], tuple[Mapping[Address, NodeId], Sequence[NodeId]]],
+        send: Callable[[NodeId, Channel, bytes], bool],
+        on_note: Callable[[object], None],
+    ) -> None:
+        self._runtime = runtime
+        self._clock = runtime.clock
+        self._founding = founding
+        self._seen = seen
+        self._send = send
+        self._on_note = on_note
+        self._inbox: deque[tuple[FoundingMessage, Address]] = deque(maxlen=256)
+        self._awake = trio.Event()
+        self._heard: Cluster | None = None
+
+    def receive(self, body: bytes, sender: Address) -> None:
+        """Take in one frame of the founding channel.
+
+        Raises:
+            RemoteProtocolError: The frame breaks the protocol.
+        """
+        self._inbox.append((decode_founding_message(body), sender))
+        self._awake.set()
+
+    def heard(self, cluster: Cluster) -> None:
+        """Take note of a cluster that exists already."""
+        self._heard = cluster
+        self._awake.set()
+
+    def moved(self) -> None:
+        """Say that the seats seen may have changed."""
+        self._awake.set()
+
+    async def run(self) -> Cluster:
+        """Take part until a cluster is founded, here or elsewhere; return it."""
+        while True:
+            now = self._clock.now()
+            seats, eligible = self._seen()
+            self._founding.seen(seats, eligible, now)
+            if self._heard is not None:
+                self._founding.heard(self._heard, now)
+            while self._inbox:
+                message, sender = self._inbox.popleft()
+                self._founding.receive(message, sender, now)
+            self._founding.wake(now)
+            effects = self._founding.take()
+            if effects.persist is not None:
+                await write_small(self._runtime.disk, FILE, encode(effects.persist))
+            for address, said in effects.messages:
+                self._say(seats, address, encode(said))
+            for note in effects.notes:
+                self._on_note(note)
+            if effects.founded is not None:
+                return effects.founded
+            if self._inbox:
+                continue
+            self._awake = trio.Event()
+            with self._clock.timeout_at(self._founding.deadline):
+                await self._awake.wait()
+
+    def _say(self, seats: Mapping[Address, NodeId], address: Address, body: bytes) -> None:
+        node = seats.get(address)
+        if node is not None:
+            self._send(node, Channel.FOUNDING, body)

@@ -1,0 +1,770 @@
+"""One node's life: start, find or found a cluster, serve, leave.
+
+    sockets ─▶ gossip ─▶ cluster known? ── no ─▶ founding ─┐
+                              │ yes                        │
+                              └──────────▶ consensus ◀─────┘ ─▶ sessions, steward ─▶ ready
+
+Everything runs in one nursery, handed in by the door. Nothing opens before the
+settings are known to be good; a port that is taken, files that belong to another
+cluster and a data directory in use are errors of `start`, each said in one line.
+
+A member whose log is damaged is never repaired by cutting: acknowledged votes and
+entries may be in what would be cut. Its files are set aside, and the node comes
+back under a new id as a learner; the group replaces the old id in time.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import inf
+
+import msgspec
+import trio
+
+from microos import limits
+from microos.codec import Decoder, encode
+from microos.errors import (
+    LimitError,
+    NoQuorumError,
+    RemoteProtocolError,
+    UnavailableError,
+)
+from microos.gossip.core import Gossip
+from microos.gossip.members import Me, Member, Remembered, State
+from microos.hashing import label_hash, u64
+from microos.net.handshake import Hello
+from microos.net.links import Links
+from microos.net.network import Listener, Stream, Udp
+from microos.net.notes import Foreign, LinkLost, LinkNote, LinkStatistics
+from microos.node.consensus import Consensus
+from microos.node.founding import FILE as FOUNDING_FILE
+from microos.node.founding import Founder
+from microos.node.membership import Membership
+from microos.node.runtime import Runtime
+from microos.node.sessions import Session, Sessions
+from microos.node.snapshots import Snapshots
+from microos.node.statistics import NodeStatistics, QueueStatistics
+from microos.node.steward import Steward
+from microos.raft.bootstrap import Cluster, Founding, FoundingState, solo
+from microos.raft.composite import SYSTEM, Machines, Restored
+from microos.raft.core import Raft
+from microos.raft.entry import HardState, Persist, SnapshotMark, Token
+from microos.raft.log import Log
+from microos.raft.machine import Machine
+from microos.raft.notes import BecameLeader, LeaderChanged
+from microos.settings import Settings
+from microos.storage.files import (
+    DamagedError,
+    Identity,
+    load_identity,
+    quarantine,
+    read_small,
+    save_identity,
+    write_small,
+)
+from microos.storage.snapshot import read_snapshot, write_snapshot
+from microos.storage.wal import Loaded, Wal
+from microos.types import Address, BootId, Index, NodeId, Term, parse_address
+from microos.wire import Channel
+
+CLUSTER_FILE = "cluster"
+"""Small file that keeps what was founded."""
+
+STATE_CLUSTER = 1
+"""User state of this kind says which cluster a node belongs to."""
+
+PORT_TRIES = 16
+"""How often a free port is looked for that serves datagrams and streams alike."""
+
+LEAVE_TIMEOUT = 5.0
+"""Longest wait for the group to let a leaving voter go [s]."""
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """What a node's gossip says of its cluster."""
+
+    id: bytes
+    epoch: int
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """This node's log is damaged and was set aside; it came back as a new node."""
+
+    number: int
+    why: str
+
+
+class Founded(msgspec.Struct, frozen=True):
+    """This node knows its cluster now."""
+
+    cluster: str
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """This node is in the group and has caught up."""
+
+
+_decode_cluster: Decoder[Cluster] = Decoder(Cluster)
+_decode_told: Decoder[Told] = Decoder(Told)
+_decode_remembered: Decoder[Remembered] = Decoder(Remembered)
+_decode_state: Decoder[FoundingState] = Decoder(FoundingState)
+
+
+class StorageFailed(msgspec.Struct, frozen=True):
+    """This node's files failed it; it has ended its part in the group for good."""
+
+    why: str
+
+
+class _OpenLog(msgspec.Struct, frozen=True):
+    wal: Wal
+    loaded: Loaded
+    mark: SnapshotMark | None
+    machines: Machines
+
+
+class Lifecycle:
+    """One node; what features see of it is `node/kernel.py`."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self.runtime = runtime
+        self.settings = settings
+        self._clock = runtime.clock
+        self._machines: list[Machine] = []
+        self._told: dict[int, Callable[[object], None]] = {SYSTEM: self._told_of_sessions}
+        self._on_members: list[Callable[[], None]] = []
+        self._queues: list[Callable[[], tuple[QueueStatistics, ...]]] = []
+        self._on_control: Callable[[Stream], Awaitable[None]] | None = None
+        self.counters: Counter[str] = Counter()
+
+        self._founder: Founder | None = None
+        self._consensus: Consensus | None = None
+        self._sessions: Sessions | None = None
+        self._applied: Machines | None = None
+        self._snapshots: Snapshots | None = None
+        self._consensus_there = trio.Event()
+        self._ready = trio.Event()
+        self._failed = trio.Event()
+        self._leaving = False
+        self._quarantined = ""
+
+    # Start.
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Open sockets and files and begin to live in `nursery`.
+
+        Raises:
+            UnavailableError: The port is taken.
+            StorageError: The data directory belongs to another node or cluster, or is in use.
+        """
+        self._nursery = nursery
+        self._identity = await self._load_identity()
+        log = await self._recover()
+        self.boot = BootId(int.from_bytes(self.runtime.entropy(8), "big") | 1)
+        self._label = label_hash(self.settings.cluster)
+        self.name = self.settings.name or f"node-{self.node[:4]}"
+        listener, udp = await self._bind()
+        self.address = listener.address
+        wall_ms = int(self._clock.wall() * 1000)
+        remembered = await self._remembered()
+        gossip = Gossip(
+            Me(self.node, self.boot, self.name, self.address, {}),
+            settings=self.settings.gossip,
+            random=self.runtime.random("gossip"),
+            now=self._clock.now(),
+            wall_ms=wall_ms,
+            remembered=remembered,
+        )
+        self._links = Links(
+            self._hello,
+            label=self._label,
+            clock=self._clock,
+            random=self.runtime.random("links"),
+            network=self.runtime.network,
+            address_of=lambda node: self._membership.address_of(node),
+            on_frame=self._frame,
+            on_note=self._link_note,
+            on_control=self._on_control,
+            admit=self._admit,
+        )
+        self._membership = Membership(
+            runtime=self.runtime,
+            gossip=gossip,
+            boot=self.boot,
+            label=self._label,
+            udp=udp,
+            links=self._links,
+            on_change=self._members_changed,
+            on_note=lambda note: self._note("gossip", note),
+        )
+        seeds = await self._resolve_seeds()
+        self._membership.ask(
+            lambda gossip, now: gossip.join([s for s in seeds if s != self.address], now)
+        )
+        nursery.start_soon(self._links.run, listener)
+        nursery.start_soon(self._membership.run)
+        nursery.start_soon(self._live, log, seeds)
+
+    @property
+    def node(self) -> NodeId:
+        return self._identity.node
+
+    async def _load_identity(self) -> Identity:
+        found = await load_identity(self.runtime.disk)
+        if found is None:
+            found = self._new_identity(b"", 0)
+            await save_identity(self.runtime.disk, found)
+        return found
+
+    def _new_identity(self, cluster: bytes, epoch: int) -> Identity:
+        node = NodeId(self.runtime.entropy(16).hex())
+        return Identity(node=node, cluster=cluster, epoch=epoch, label=self.settings.cluster)
+
+    async def _remembered(self) -> Remembered | None:
+        data = await read_small(self.runtime.disk, "members")
+        if data is None:
+            return None
+        try:
+            return _decode_remembered(data)
+        except RemoteProtocolError:
+            self.counters["members.file_unreadable"] += 1
+            return None
+
+    async def _bind(self) -> tuple[Listener, Udp]:
+        """Open one port for streams and datagrams."""
+        wanted = parse_address(self.settings.bind)
+        for left in reversed(range(PORT_TRIES)):
+            try:
+                listener = await self.runtime.network.listen(wanted)
+                try:
+                    return listener, await self.runtime.network.udp(listener.address)
+                except OSError:
+                    listener.close()
+                    raise
+            except OSError as error:
+                if wanted.port == 0 and left:
+                    continue
+                raise UnavailableError(
+                    f"expected to listen on {wanted}, found {_os_reason(error)}; "
+                    "stop what holds the port or choose another with bind",
+                    reason="bind",
+                ) from error
+        raise AssertionError("unreachable")
+
+    async def _resolve_seeds(self) -> tuple[Address, ...]:
+        """Return the seeds' addresses; a name that does not resolve now is left to later tries."""
+        found: dict[Address, None] = {}
+        for seed in self.settings.seeds:
+            address = parse_address(seed)
+            try:
+                for resolved in await self.runtime.network.resolve(address.host, address.port):
+                    found[resolved] = None
+            except OSError:
+                self.counters["seeds.unresolved"] += 1
+        return tuple(sorted(found))
+
+    # Finding or founding the cluster.
+
+    async def _live(self, log: _OpenLog | None, seeds: tuple[Address, ...]) -> None:
+        if log is None:
+            cluster = await self._find(seeds)
+            # First what was founded: a crash after the identity must not lose who votes.
+            await write_small(self.runtime.disk, CLUSTER_FILE, encode(cluster))
+            self._identity = msgspec.structs.replace(
+                self._identity, cluster=cluster.id, epoch=cluster.epoch
+            )
+            await save_identity(self.runtime.disk, self._identity)
+            log = await self._open_log(cluster)
+        self._note("node", Founded(self._identity.cluster.hex()))
+        told = encode(Told(self._identity.cluster, self._identity.epoch))
+        tag = u64(self._identity.cluster) & 0xFFFF_FFFF or 1
+
+        def tell(gossip: Gossip, now: float) -> None:
+            gossip.set_cluster(tag, now)
+            gossip.set_state(STATE_CLUSTER, told, now)
+
+        self._membership.ask(tell)
+        await self._take_part(log)
+
+    async def _find(self, seeds: tuple[Address, ...]) -> Cluster:
+        alone = self.settings.bootstrap == "solo" or (
+            self.settings.bootstrap == "seeds" and not any(s != self.address for s in seeds)
+        )
+        if alone:
+            return solo(self.node, self.runtime.entropy(16))
+        state = None
+        data = await read_small(self.runtime.disk, FOUNDING_FILE)
+        if data is not None:
+            state = _decode_state(data)
+        seats = seeds if self.settings.bootstrap == "seeds" else ()
+        self._founder = Founder(
+            runtime=self.runtime,
+            founding=Founding(
+                self.node,
+                self.address if self.address in seats else None,
+                seats,
+                state,
+                settings=self.settings.raft,
+                random=self.runtime.random("founding"),
+                cluster_id=self.runtime.entropy(16),
+                now=self._clock.now(),
+            ),
+            seen=lambda: self._seen(seats),
+            send=self._send,
+            on_note=lambda note: self._note("founding", note),
+        )
+        self._hear()
+        return await self._founder.run()
+
+    def _seen(self, seats: Sequence[Address]) -> tuple[Mapping[Address, NodeId], Sequence[NodeId]]:
+        """Return who answers for which seat, and who could vote."""
+        live = [m for m in self._membership.members if m.state == State.ALIVE]
+        wanted = dict.fromkeys(seats)
+        return {m.address: m.node for m in live if m.address in wanted}, [m.node for m in live]
+
+    def _hear(self) -> None:
+        """Tell the founding of a cluster that others belong to."""
+        if self._founder is None:
+            return
+        for member in self._membership.members:
+            told = self._told_by(member)
+            if told is not None and member.state == State.ALIVE:
+                self._founder.heard(Cluster(told.id, told.epoch))
+        self._founder.moved()
+
+    def _told_by(self, member: Member) -> Told | None:
+        for kind, body in member.states:
+            if kind == STATE_CLUSTER:
+                try:
+                    return _decode_told(body)
+                except RemoteProtocolError:
+                    self.counters["gossip.malformed_state"] += 1
+        return None
+
+    # Taking part in the group.
+
+    async def _recover(self) -> _OpenLog | None:
+        """Open the log of a node that knows its cluster; set a damaged one aside."""
+        identity = self._identity
+        if not identity.cluster:
+            return None
+        data = await read_small(self.runtime.disk, CLUSTER_FILE)
+        cluster = (
+            _decode_cluster(data)
+            if data is not None
+            else Cluster(id=identity.cluster, epoch=identity.epoch)
+        )
+        try:
+            return await self._open_log(cluster)
+        except DamagedError as error:
+            number = await quarantine(self.runtime.disk)
+            self._identity = self._new_identity(identity.cluster, identity.epoch)
+            await save_identity(self.runtime.disk, self._identity)
+            self._quarantined = str(error)
+            self._note("node", Quarantined(number, str(error)))
+            return await self._open_log(cluster)
+
+    async def _open_log(self, cluster: Cluster) -> _OpenLog:
+        """Recover log and state; a founding voter begins with the founding as its snapshot."""
+        disk = self.runtime.disk
+        machines = Machines(cluster.epoch, self._machines)
+        wal, loaded = await Wal.open(disk, self._identity)
+        mark = loaded.mark
+        if mark is None and self.node in cluster.voters:
+            mark = cluster.mark()
+            machines.begin(mark)
+            await write_snapshot(disk, mark, machines.freeze())
+            hard_state = HardState(Term(1), NodeId(""), Index(1))
+            await wal.write([Persist(Token(0, Term(1)), (), hard_state, mark, True)])
+            loaded = msgspec.structs.replace(loaded, hard_state=hard_state, mark=mark)
+        elif mark is not None:
+            machines.restore(await read_snapshot(disk, mark))
+        return _OpenLog(wal, loaded, mark, machines)
+
+    async def _take_part(self, log: _OpenLog) -> None:
+        machines, mark, loaded = log.machines, log.mark, log.loaded
+        now = self._clock.now()
+        timeout = self.settings.raft.election_timeout_max
+        restarted = loaded.hard_state.term > 1
+        raft = Raft(
+            self.node,
+            Log(loaded.entries, mark),
+            loaded.hard_state,
+            machines.configuration,
+            applied=machines.applied,
+            settings=self.settings.raft,
+            random=self.runtime.random("raft"),
+            now=now,
+            # A lease or a vote given before a crash is not broken by what comes after it.
+            grant_after=now + timeout / 2 if restarted else -inf,
+        )
+        self._applied = machines
+        self._snapshots = Snapshots(
+            clock=self._clock,
+            random=self.runtime.random("snapshots"),
+            disk=self.runtime.disk,
+            send=self._send,
+            on_arrived=lambda arrived: consensus.arrived(arrived),
+        )
+        consensus = self._consensus = Consensus(
+            runtime=self.runtime,
+            settings=self.settings.raft,
+            raft=raft,
+            wal=log.wal,
+            machines=machines,
+            mark=mark,
+            snapshots=self._snapshots,
+            send=self._send_raft,
+            on_event=self._event,
+            on_note=self._raft_note,
+        )
+        self._sessions = Sessions(
+            runtime=self.runtime,
+            settings=self.settings.raft,
+            consensus=consensus,
+            machines=machines,
+            node=self.node,
+            boot=self.boot,
+            send=self._send,
+        )
+        steward = Steward(
+            clock=self._clock,
+            settings=self.settings.raft,
+            node=self.node,
+            consensus=consensus,
+            members=lambda: self._membership.members,
+        )
+        self._steward = steward
+        for machine in self._machines:
+            self._event(machine.number, Restored(machines.applied))
+        self._consensus_there.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sessions.run)
+            nursery.start_soon(steward.run)
+            nursery.start_soon(self._become_ready)
+            await consensus.run()
+            nursery.cancel_scope.cancel()
+        self._note("node", StorageFailed(consensus.reason()))
+        self._failed.set()
+
+    async def _become_ready(self) -> None:
+        """Wait until this node is in the group and has applied what was committed before."""
+        assert self._consensus is not None
+        assert self._applied is not None
+        while True:
+            if self.node in self._applied.configuration.members():
+                try:
+                    patience = 2 * self.settings.raft.election_timeout_max
+                    await self._consensus.barrier(self._clock.now() + patience)
+                except NoQuorumError:
+                    continue
+                self._ready.set()
+                self._note("node", Ready())
+                return
+            await self._consensus.wait_applied()
+
+    # What comes in.
+
+    def _hello(self) -> Hello:
+        return Hello(
+            node=self.node,
+            boot=self.boot,
+            name=self.name,
+            address=self.address,
+            label=self.settings.cluster,
+            cluster=self._identity.cluster,
+        )
+
+    def _admit(self, hello: Hello) -> str:
+        """Return why a link is refused, or nothing."""
+        ours = self._identity.cluster
+        if ours and hello.cluster and hello.cluster != ours:
+            return "cluster"
+        return ""
+
+    def _frame(self, channel: Channel, node: NodeId, boot: BootId, body: bytes) -> None:
+        """Hand a frame to whom it is for; what does not decode ends the link."""
+        match channel:
+            case Channel.GOSSIP:
+                known = self._membership.address_of(node) or Address("", 0)
+                self._membership.receive(body, node, boot, known)
+            case Channel.RAFT if self._consensus is not None:
+                self._consensus.receive(body, node)
+            case Channel.SESSION if self._sessions is not None:
+                self._sessions.receive(body, node)
+            case Channel.SNAPSHOT if self._snapshots is not None:
+                self._snapshots.receive(body, node)
+            case Channel.FOUNDING if self._founder is not None:
+                address = self._membership.address_of(node)
+                if address is not None:
+                    self._founder.receive(body, address)
+            case _:
+                self.counters["frames.too_early"] += 1
+
+    def _link_note(self, note: LinkNote) -> None:
+        if isinstance(note, LinkLost):
+            self._membership.link_lost(note.node, note.boot, note.clean)
+            self._look_for_evidence(note)
+        if isinstance(note, Foreign):
+            self.counters["links.foreign"] += 1
+        self._note("links", note)
+
+    def _look_for_evidence(self, lost: LinkLost) -> None:
+        """A link to the leader broke: is its process gone? Then do not wait for the timeout."""
+        consensus = self._consensus
+        if consensus is None or not self.settings.raft.evidence or self._leaving:
+            return
+        if consensus.leader == lost.node and not lost.clean:
+            self._nursery.start_soon(self._redial, consensus, lost)
+
+    async def _redial(self, consensus: Consensus, lost: LinkLost) -> None:
+        address = self._membership.address_of(lost.node)
+        if address is None:
+            return
+        result = await self._links.dial(address, lost.node, 0.2)
+        # Another node at its address proves nothing: addresses are swapped and translated.
+        reborn = result.node == lost.node and result.boot != lost.boot
+        gone = result.outcome == "refused" or reborn
+        if gone:
+            others = [v for v in self._voters() if v != lost.node]
+            if self.node in others:
+                consensus.evidence(lost.node, others.index(self.node))
+
+    def _members_changed(self) -> None:
+        self._hear()
+        for told in self._on_members:
+            told()
+
+    def _event(self, machine: int, event: object) -> None:
+        told = self._told.get(machine)
+        if told is not None:
+            told(event)
+
+    def _told_of_sessions(self, event: object) -> None:
+        if self._sessions is None:
+            return
+        if isinstance(event, Restored):
+            self._sessions.restored()
+        else:
+            self._sessions.told(event)
+
+    def _raft_note(self, note: object) -> None:
+        if self._sessions is not None:
+            if isinstance(note, BecameLeader):
+                self._sessions.lead(note.term)
+            if isinstance(note, BecameLeader | LeaderChanged):
+                self._sessions.hurry()
+                self._steward.hurry()
+        self._note("raft", note)
+
+    def _note(self, source: str, note: object) -> None:
+        self.runtime.observe(source, note)
+
+    def _send(self, node: NodeId, channel: Channel, body: bytes) -> bool:
+        return self._links.send(node, channel, body)
+
+    def _send_raft(self, node: NodeId, channel: Channel, body: bytes) -> bool:
+        return self._links.send(node, channel, body, urgent=len(body) <= limits.FRAME_SMALL)
+
+    # The kernel, for features.
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(task)
+
+    def members(self) -> tuple[Member, ...]:
+        return self._membership.members
+
+    def on_members(self, told: Callable[[], None]) -> None:
+        self._on_members.append(told)
+
+    def on_control(self, serve: Callable[[Stream], Awaitable[None]]) -> None:
+        """Serve control connections by `serve`; before the start."""
+        self._on_control = serve
+
+    def announce(self, record: bytes) -> None:
+        if len(record) > limits.RECORD_MAX:
+            raise LimitError(
+                f"expected a record of at most {limits.RECORD_MAX} bytes, found {len(record)}"
+            )
+        self._membership.ask(lambda gossip, now: gossip.announce(record, now))
+
+    def register(self, machine: Machine, told: Callable[[object], None]) -> None:
+        self._machines.append(machine)
+        self._told[machine.number] = told
+
+    def add_queues(self, queues: Callable[[], tuple[QueueStatistics, ...]]) -> None:
+        self._queues.append(queues)
+
+    async def _group(self, deadline: float) -> tuple[Consensus, Sessions]:
+        """Wait for consensus to be there."""
+        with self._clock.timeout_at(deadline):
+            await self._consensus_there.wait()
+        if self._consensus is None or self._sessions is None:
+            raise NoQuorumError(f"not sent: {self.reason()}")
+        return self._consensus, self._sessions
+
+    async def submit(self, machine: int, command: bytes, *, timeout: float) -> bytes:
+        deadline = self._clock.now() + timeout
+        _, sessions = await self._group(deadline)
+        session = await sessions.get(self.settings.sync.command_ttl, deadline)
+        return await sessions.submit(machine, command, session, deadline)
+
+    async def submit_in(
+        self, session: Session, machine: int, command: bytes, *, timeout: float
+    ) -> bytes:
+        deadline = self._clock.now() + timeout
+        _, sessions = await self._group(deadline)
+        return await sessions.submit(machine, command, session, deadline)
+
+    async def barrier(self, *, timeout: float) -> None:
+        deadline = self._clock.now() + timeout
+        consensus, _ = await self._group(deadline)
+        await consensus.barrier(deadline)
+
+    async def session(self, ttl: float, *, timeout: float) -> Session:
+        deadline = self._clock.now() + timeout
+        _, sessions = await self._group(deadline)
+        # Below two election timeouts a change of leader alone would end it.
+        ttl = max(ttl, 2 * self.settings.raft.election_timeout_max)
+        return await sessions.get(ttl, deadline)
+
+    async def wait_ready(self, timeout: float = inf) -> None:
+        """Wait until this node is in the group and has caught up.
+
+        Raises:
+            NoQuorumError: Not by the deadline; the message says what is missing.
+        """
+        with self._clock.timeout_at(self._clock.now() + timeout):
+            await self._ready.wait()
+        if not self._ready.is_set():
+            raise NoQuorumError(f"not ready after {timeout:g} s: {self.reason()}")
+
+    async def wait_failed(self) -> str:
+        """Wait until the node's own files have failed it; return what happened."""
+        await self._failed.wait()
+        return self.reason()
+
+    # Leaving.
+
+    async def leave(self) -> None:
+        """Hand over what this node leads, be let go by the group, tell everyone, hang up."""
+        self._leaving = True
+        others = [m for m in self.members() if m.state == State.ALIVE and m.node != self.node]
+        with self._clock.timeout_at(self._clock.now() + LEAVE_TIMEOUT):
+            if others:
+                await self._hand_over()
+            self._membership.ask(lambda gossip, now: gossip.leave(now))
+            if others:
+                await self._wait_let_go()
+        await self._links.bye(self.settings.gossip.leave_timeout)
+
+    async def _hand_over(self) -> None:
+        """Give leadership to another voter, the one that has most of the log."""
+        consensus = self._consensus
+        while consensus is not None and consensus.leads():
+            status = consensus.status()
+            heirs = {
+                node: progress.match
+                for node, progress in status.progress.items()
+                if node in status.configuration.voters and node != self.node
+            }
+            if not heirs:
+                return
+            consensus.transfer(max(heirs, key=lambda node: (heirs[node], node)))
+            await self._clock.sleep_until(
+                self._clock.now() + self.settings.raft.election_timeout_max / 2
+            )
+
+    async def _wait_let_go(self) -> None:
+        """Wait until the group's configuration is without this node."""
+        consensus = self._consensus
+        pause = self.settings.raft.heartbeat_interval
+        while consensus is not None and self.node in self._voters():
+            await self._clock.sleep_until(self._clock.now() + pause)
+
+    def _voters(self) -> tuple[NodeId, ...]:
+        """Return who votes, as this node has applied it."""
+        return self._applied.configuration.voters if self._applied is not None else ()
+
+    # What it says of itself.
+
+    def reason(self) -> str:
+        """Say in one sentence what keeps this node from serving; empty if nothing does."""
+        if self._consensus is None:
+            silent = [str(s) for s in self.settings.seeds]
+            return f"not founded: waiting for a majority of the seeds {', '.join(silent)}"
+        if self._consensus.storage != "ok":
+            return f"storage {self._consensus.storage}: writes are refused, reads go on"
+        if not self._ready.is_set():
+            return (
+                self._quarantined and f"rejoining, its log was set aside: {self._quarantined}"
+            ) or f"not in the group yet: {self._consensus.reason()}"
+        return "" if self._consensus.leader else self._consensus.reason()
+
+    def state(self) -> tuple[int, int] | None:
+        """Return (applied index, digest of the machines); None before there are any."""
+        return None if self._applied is None else (self._applied.applied, self._applied.digest())
+
+    def statistics(self) -> NodeStatistics:
+        names = {member.node: member.name for member in self.members()}
+        counts = Counter(member.state for member in self.members())
+        status = self._consensus.status() if self._consensus is not None else None
+        links = self._links.statistics()
+        queues = [queue for queues in self._queues for queue in queues()]
+        queues += self._membership.queues()
+        queues += [
+            QueueStatistics(
+                f"links.{names.get(link.node, link.node)}",
+                link.queue_frames,
+                link.queue_frames_bound,
+                "refuse",
+                link.queue_drops,
+            )
+            for link in links.links
+        ]
+        if self._consensus is not None:
+            queues += self._consensus.queues()
+        configuration = status.configuration if status is not None else None
+        counters = self.counters + self._membership.counters + _counters(links)
+        return NodeStatistics(
+            node=self.node,
+            name=self.name,
+            address=str(self.address),
+            cluster=self._identity.cluster.hex(),
+            ready=self._ready.is_set(),
+            reason=self.reason(),
+            role=status.role.value if status is not None else "",
+            leader=names.get(status.leader, status.leader) if status and status.leader else "",
+            raft_term=status.term if status is not None else 0,
+            raft_commit_index=status.commit if status is not None else 0,
+            raft_applied_index=status.applied if status is not None else 0,
+            raft_last_index=status.last_index if status is not None else 0,
+            voters=tuple(names.get(n, n) for n in configuration.voters) if configuration else (),
+            learners=tuple(names.get(n, n) for n in configuration.learners)
+            if configuration
+            else (),
+            members_alive=counts[State.ALIVE],
+            members_suspect=counts[State.SUSPECT],
+            members_dead=counts[State.DEAD],
+            members_left=counts[State.LEFT],
+            sessions=len(self._applied.sessions()) if self._applied is not None else 0,
+            health_score=self._membership.score,
+            storage=self._consensus.storage if self._consensus is not None else "ok",
+            queues=tuple(queues),
+            counters=dict(sorted(counters.items())),
+        )
+
+
+def _os_reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the port in use"
+    return error.strerror or str(error)
+
+
+def _counters(links: LinkStatistics) -> Counter[str]:
+    """Return the counters of all links under their names."""
+    names = "accepted dialled dials_failed refused rejected lost foreign malformed wrong_cluster"
+    names += " http silent failures drops"
+    return Counter({f"links.{name}": getattr(links, name) for name in names.split()})

@@ -1,0 +1,364 @@
+"""Whole nodes in one world: the real node on simulated network, disks and clocks.
+
+    run_cluster(scenario, nodes=5, seed=7)
+
+boots the nodes, runs `scenario(cluster)` beside them on virtual time and fails if the
+scenario raises, a node raises, or a checker finds something. Replaced are only clock,
+chance, sockets and files; a scenario speaks to `cluster[0]` as a user speaks to a node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from math import ceil, log2, log10
+
+import msgspec
+import trio
+
+from microos._open import Node, living
+from microos.net.memory import MemoryNetwork
+from microos.node.runtime import Runtime
+from microos.settings import GossipSettings, Settings
+from microos.sim.checkers.nodes import NodeChecks
+from microos.sim.clock import Line
+from microos.sim.loop import simulate
+from microos.sim.network import SimulatedNetwork, Weather
+from microos.sim.process import Process
+from microos.sim.world import MILLISECOND, SECOND, World, exponential
+from microos.storage.memory import MemoryDisk
+
+PORT = 7946
+
+
+class Note(msgspec.Struct, frozen=True):
+    """One thing one node observed."""
+
+    at: float
+    """World time [s]."""
+    node: int
+    boot: int
+    source: str
+    what: object
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The symbols of the acceptance criteria for this cluster [s]."""
+
+    T: float
+    """Probe interval."""
+    S: float
+    """Longest suspicion."""
+    E: float
+    """Upper end of the election timeout."""
+    G: float
+    """One full gossip spread."""
+    tick: float = 0.01
+
+
+class Machine:
+    """One machine: its line of time, its disk, and the process that runs on it now."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.cluster = cluster
+        self.number = number
+        self.name = f"n{number}"
+        self.line = Line(cluster.world, offset=(number + 1) * SECOND)
+        self.platter = MemoryDisk()
+        self.boot = 0
+        self.process: Process | None = None
+        self.node: Node | None = None
+        self.opened = trio.Event()
+        self.stop = trio.Event()
+        self.sync_ns = cluster.sync_ns
+        self.stalled = False
+        self._chance = cluster.world.random(f"{self.name}/disk")
+        self.platter.before = self._before
+
+    @property
+    def ip(self) -> str:
+        return f"10.0.0.{self.number + 1}"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and not self.process.ended and not self.process.gate.dead
+
+    def settings(self) -> Settings:
+        return dataclasses.replace(
+            self.cluster.settings,
+            name=self.name,
+            bind=f"{self.ip}:{PORT}",
+            seeds=self.cluster.seeds,
+        )
+
+    def observe(self, boot: int, source: str, what: object) -> None:
+        world = self.cluster.world
+        kind = type(what).__name__
+        world.sometimes(f"{source}.{kind}")
+        world.trace("note", self.name, kind)
+        note = Note(world.now / SECOND, self.number, boot, source, what)
+        self.cluster.notes.append(note)
+        self.cluster.checks.note(note)
+
+    async def live(self, process: Process) -> None:
+        """Be a node until told to stop, or killed."""
+        boot = process.boot
+        runtime = Runtime(
+            name=self.name,
+            clock=process.clock,
+            random=process.random,
+            entropy=process.entropy,
+            network=process.network,
+            disk=self.platter.attach(),
+            observe=lambda source, note: self.observe(boot, source, note),
+        )
+        async with living(runtime, self.settings()) as node:
+            self.node = node
+            self.opened.set()
+            await self.stop.wait()
+        await runtime.disk.close()
+
+    async def _before(self, operation: str, name: str) -> None:
+        """What the disk does before it does what it is asked to."""
+        while self.stalled:
+            await self.cluster.sleep(0.01)
+        if operation in ("sync", "syncdir"):
+            bits = self._chance.getrandbits(64)
+            delay = self.sync_ns // 4 + exponential(bits, self.sync_ns)
+            await self.cluster.sleep(delay / SECOND)
+            self.cluster.world.trace("sync", self.name, name)
+
+
+class Cluster:
+    """The nodes, what may befall them, and what to ask of them.
+
+    Args:
+        nodes: How many machines there are.
+        seed: Everything follows from it.
+        settings: Of every node, name and addresses apart; default the local preset.
+        seeds: How many of the first machines every node is told of.
+        weather: Of the network.
+        sync_ns: Mean time of a disk's sync [ns].
+    """
+
+    def __init__(
+        self,
+        nodes: int,
+        *,
+        seed: int = 0,
+        settings: Settings | None = None,
+        seeds: int = 3,
+        weather: Weather | None = None,
+        sync_ns: int = MILLISECOND,
+    ) -> None:
+        self.world = World(seed)
+        self.settings = settings or Settings.local()
+        self.sync_ns = sync_ns
+        self.rules = SimulatedNetwork(self.world, weather or Weather(rare=False))
+        self.hub = MemoryNetwork(self.rules)
+        self.notes: list[Note] = []
+        self.machines = [Machine(self, number) for number in range(nodes)]
+        self.seeds = tuple(f"{m.ip}:{PORT}" for m in self.machines[:seeds])
+        self.checks = NodeChecks(self.world)
+        for machine in self.machines:
+            self.checks.watch(machine)
+        self.error: Exception | None = None
+        self._nursery: trio.Nursery | None = None
+
+    # Running.
+
+    def run(self, scenario: Callable[[Cluster], Awaitable[None]]) -> None:
+        """Boot all nodes, run the scenario to its end, look for what went wrong."""
+        simulate(self.world, lambda: self._main(scenario))
+        if self.error is not None:
+            raise self.error
+        if self.world.failure is not None:
+            raise AssertionError(f"seed {self.world.seed}: {self.world.failure}")
+
+    async def _main(self, scenario: Callable[[Cluster], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for machine in self.machines:
+                self._boot(machine)
+            try:
+                await scenario(self)
+                self.checks.end(self.machines)
+            except Exception as error:
+                self.error = error
+            nursery.cancel_scope.cancel()
+
+    def _boot(self, machine: Machine) -> None:
+        assert self._nursery is not None
+        machine.boot += 1
+        machine.opened = trio.Event()
+        machine.stop = trio.Event()
+        machine.node = None
+        machine.process = Process(
+            self.world,
+            machine.name,
+            machine.boot,
+            line=machine.line,
+            hub=self.hub,
+            ip=machine.ip,
+        )
+        self._nursery.start_soon(machine.process.run, machine.live)
+
+    def __getitem__(self, number: int) -> Node:
+        node = self.machines[number].node
+        assert node is not None, f"n{number} has not opened yet"
+        return node
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes that run, in order."""
+        return [m.node for m in self.machines if m.running and m.node is not None]
+
+    @property
+    def now(self) -> float:
+        """World time [s]."""
+        return self.world.now / SECOND
+
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a client beside the scenario."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
+
+    async def sleep(self, seconds: float) -> None:
+        """Let world time pass."""
+        lot = trio.lowlevel.ParkingLot()
+        timer = self.world.at(self.world.now + int(seconds * SECOND), lot.unpark_all)
+        try:
+            await lot.park()
+        finally:
+            timer.cancel()
+
+    async def wait_until(
+        self, condition: Callable[[], bool], within: float, what: str = "the condition"
+    ) -> float:
+        """Wait until it holds; return how long that took, to within a tick [s].
+
+        Raises:
+            AssertionError: Not within `within` [s].
+        """
+        begun = self.now
+        while not condition():
+            if self.now - begun > within:
+                raise AssertionError(f"{what} did not hold within {within:g} s (seed {self.seed})")
+            await self.sleep(self.bounds.tick / 2)
+        return self.now - begun
+
+    async def ready(self, within: float = 30.0) -> None:
+        """Wait until every running node is in the group and sees all others alive."""
+        await self.wait_until(self._is_whole, within, "the cluster was whole")
+
+    def _is_whole(self) -> bool:
+        running = [m for m in self.machines if m.running]
+        return all(
+            m.node is not None
+            and (s := m.node.statistics()).ready
+            and s.members_alive == len(running)
+            and s.leader
+            for m in running
+        )
+
+    @property
+    def seed(self) -> int:
+        return self.world.seed
+
+    @property
+    def bounds(self) -> Bounds:
+        """T, S, E and G of this cluster."""
+        gossip: GossipSettings = self.settings.gossip
+        n = len(self.machines)
+        interval = gossip.probe_interval
+        base = gossip.suspicion_factor * max(1.0, log10(n)) * interval
+        return Bounds(
+            T=interval,
+            S=gossip.suspicion_ceiling_factor * base,
+            E=self.settings.raft.election_timeout_max,
+            G=ceil(log2(n) + 2) * gossip.gossip_interval,
+        )
+
+    def leader(self) -> int:
+        """Return the number of the machine whose node leads the group.
+
+        Raises:
+            AssertionError: None does, as far as the nodes say.
+        """
+        leaders = [
+            m.number
+            for m in self.machines
+            if m.running and m.node is not None and m.node.statistics().role == "leader"
+        ]
+        assert leaders, "nobody leads"
+        return max(leaders, key=lambda number: self[number].statistics().raft_term)
+
+    # What may befall them.
+
+    def crash(self, number: int, *, silent: bool = False, power: bool = True) -> None:
+        """End a process; with `power` the machine's unsynced writes are lost or torn as well."""
+        machine = self.machines[number]
+        assert machine.process is not None
+        machine.process.crash(silent=silent)
+        if power:
+            machine.platter.crash(self.world.random(f"{machine.name}/{machine.boot}/crash"))
+        else:
+            machine.platter.kill()
+
+    def restart(self, number: int, *, disk: bool = True) -> None:
+        """Start a process again, on its disk or an empty one."""
+        machine = self.machines[number]
+        assert not machine.running
+        if machine.node is not None:
+            self.checks.left.pop(machine.node.id, None)
+        if not disk:
+            machine.platter = MemoryDisk()
+            machine.platter.before = machine._before
+        self._boot(machine)
+
+    async def leave(self, number: int) -> None:
+        """Let a node leave in order, and end its process."""
+        machine = self.machines[number]
+        self.checks.left[self[number].id] = None
+        await self[number].leave()
+        machine.stop.set()
+        await self.wait_until(lambda: not machine.running, 10.0, "the process ended")
+
+    def partition(self, *groups: Sequence[int]) -> None:
+        """Cut everything between the groups."""
+        for one in groups:
+            for other in groups:
+                if one is not other:
+                    for a in one:
+                        for b in other:
+                            self.rules.cut(f"n{a}", f"n{b}")
+
+    def heal(self) -> None:
+        """Undo all cuts."""
+        self.rules.calm(self.rules.weather)
+
+    def pause(self, number: int, seconds: float) -> None:
+        """Let a process stand still."""
+        process = self.machines[number].process
+        assert process is not None
+        process.gate.pause()
+        self.world.at(self.world.now + int(seconds * SECOND), process.gate.resume)
+
+    def shift_wall_clock(self, number: int, seconds: float) -> None:
+        """Let a machine's wall clock jump."""
+        self.machines[number].line.wall_offset += int(seconds * SECOND)
+
+
+def run_cluster(
+    scenario: Callable[[Cluster], Awaitable[None]],
+    nodes: int = 5,
+    *,
+    seed: int = 0,
+    settings: Settings | None = None,
+    seeds: int = 3,
+    weather: Weather | None = None,
+) -> Cluster:
+    """Run one scenario in a fresh cluster; return it for a look at its notes."""
+    cluster = Cluster(nodes, seed=seed, settings=settings, seeds=seeds, weather=weather)
+    cluster.run(scenario)
+    return cluster

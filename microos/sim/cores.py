@@ -1,0 +1,311 @@
+"""Layer `cores`: whole groups of cores with the real storage code, stepped by a plain heap.
+
+No task, no socket, no driver: 10 to 50 times as fast as the whole node, so this is where
+deep protocol states and parameters at scale are found. Races across an `await` are not:
+those belong to layer `node`.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Sequence
+
+from microos.config.machine import ConfigMachine
+from microos.raft.composite import Machines
+from microos.raft.core import Proposed
+from microos.raft.entry import Change, Configuration, SnapshotMark
+from microos.raft.messages import Snapshot
+from microos.sim.checkers.raft import RaftChecker
+from microos.sim.checkers.witness import Witness
+from microos.sim.clients import AGENT, Agent, Operation
+from microos.sim.clock import Line
+from microos.sim.columns import Columns
+from microos.sim.faults import LEADER, Fault, Faults
+from microos.sim.host import Host, node_id
+from microos.sim.member import EPOCH, RAFT, Member
+from microos.sim.network import SimulatedNetwork, Weather
+from microos.sim.swarm import Config
+from microos.sim.world import FAULT, MILLISECOND, SECOND, World
+from microos.sync.machine import LockMachine
+from microos.types import Index, NodeId, Term
+
+FRAME_HEAD = 1
+DEATH_WITHIN = 5
+"""A triggered crash comes within this many mean syncs."""
+RESTART_AFTER = SECOND
+ELECTED_WITHIN, SERVED_WITHIN, EQUAL_WITHIN = 10, 20, 30
+"""Bounds of the quiet tail, in election timeouts."""
+
+
+class CoresWorld:
+    """One world of layer `cores`, from configuration and plan to its verdict."""
+
+    def __init__(
+        self, config: Config, plan: Sequence[Fault], *, frozen: bool = False, printed: bool = False
+    ) -> None:
+        """Make the world; nothing happens before `run`.
+
+        Args:
+            frozen: The plan holds everything that happened: no more crashes by trigger.
+            printed: Print the columns as they come.
+        """
+        self.config = config
+        self.world = World(config.seed)
+        self.network = SimulatedNetwork(self.world, config.weather)
+        self.network.horizon = config.tail_ns
+        self.columns = Columns(self.world, printed=printed)
+        self.history: list[Operation] = []
+        self.faults = Faults(self, config.tail_ns, self._note_fault)
+        self._plan = plan
+        self._triggers = 0 if frozen else config.triggers_ppm
+        self._trigger_chance = self.world.random("triggers")
+        self._number = {node_id(n): n for n in range(config.nodes)}
+        self._names = [f"n{n}" for n in range(config.nodes)]
+        self._hosts = [
+            Host(self, n, Line(self.world, offset=config.offsets_ns[n], ppm=config.ppm[n]))
+            for n in range(config.nodes)
+        ]
+        self._members: list[Member | None] = [None] * config.nodes
+        self._agents: list[Agent | None] = [None] * config.nodes
+        self._quiet = False
+        self._witness = Witness(self.world, self._running_agents)
+        oracle = Machines(EPOCH, (LockMachine(), ConfigMachine()))
+        self._checker = RaftChecker(self.world, oracle, self._witness.committed)
+        voters = tuple(node_id(n) for n in range(config.nodes))
+        self._founding = SnapshotMark(Index(1), Term(1), Configuration(voters=voters))
+        self._stop = config.end_ns - min(3 * SECOND, (config.end_ns - config.tail_ns) // 3)
+        """When the clients stop asking [ns]."""
+
+    # The run.
+
+    def run(self) -> None:
+        """Run to the end or to the first failure; the verdict is in `world.failure`."""
+        config, world = self.config, self.world
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for n in range(config.nodes):
+                world.at(0, lambda n=n: self.start(n))  # type: ignore[misc]
+            self.faults.plan(self._plan)
+            world.at(config.tail_ns, self._calm, FAULT)
+            self._expect(ELECTED_WITHIN, self._one_leader)
+            self._expect(SERVED_WITHIN, self._served)
+            world.run(config.end_ns)
+            if world.failure is None:
+                self._final()
+        except AssertionError:
+            world.fail("safety", "assertion", traceback.format_exc())
+        except Exception:
+            world.fail("exception", "cores", traceback.format_exc())
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _calm(self) -> None:
+        """Begin the quiet tail: faults end, everybody is there, nothing is slow."""
+        self._quiet = True
+        timeout = int(self.config.raft.election_timeout_max * SECOND)
+        self.network.calm(
+            Weather(
+                latency_min_ns=timeout // 400,
+                latency_mean_ns=timeout // 400,
+                rare=False,
+                bias=False,
+            )
+        )
+        self.config = _calmed(self.config, timeout // 80)
+        for host in self._hosts:
+            self.disk(host.number, "stall", False)
+            self.disk(host.number, "full", False)
+            host.sync_fails = False
+            host.gate.delay = 0
+            if host.gate.paused:
+                host.gate.resume()
+            if host.gate.dead:
+                self.start(host.number)
+        self.columns.add("-", 0, "fault", "quiet tail")
+
+    def _expect(self, timeouts: int, fulfilled: object) -> None:
+        at = self.config.tail_ns + int(timeouts * self.config.raft.election_timeout_max * SECOND)
+        if at < self.config.end_ns:
+            self.world.at(at, fulfilled)  # type: ignore[arg-type]
+
+    def _one_leader(self) -> None:
+        leaders = [m for m in self._members if m is not None and m.is_leader()]
+        if not leaders:
+            self.world.fail("liveness", "leader", f"none {ELECTED_WITHIN} E after the last fault")
+
+    def _served(self) -> None:
+        since = self.config.tail_ns
+        served = any(
+            o.returned_ns is not None and o.called_ns >= since and o.returned_ns < self._stop
+            for o in self.history
+        )
+        if not served:
+            self.world.fail("liveness", "service", f"nothing {SERVED_WITHIN} E after the faults")
+
+    def _final(self) -> None:
+        self._witness.final(self.history)
+        voters = self._checker.oracle.configuration.voters
+        for number, member in enumerate(self._members):
+            if member is None or member.raft is None:
+                self.world.fail("liveness", "recovery", f"n{number} has not come back")
+                continue
+            self._checker.final(member.host, member.machines)
+            behind = self._checker.last_index - member.machines.applied
+            if behind and member.host.id in voters:
+                status = member.raft.status()
+                self.world.fail("liveness", "views", f"{member.host.name} lacks {behind}: {status}")
+
+    # What hosts need.
+
+    def deliver(self, to: NodeId, data: bytes, sender: NodeId) -> None:
+        number = self._number[to]
+        host = self._hosts[number]
+        host.gate(lambda: self._receive(number, data, sender))
+
+    def _receive(self, number: int, data: bytes, sender: NodeId) -> None:
+        self.world.trace("frame", self._names[number], sender[-2:], data)
+        kind, body = data[:FRAME_HEAD], data[FRAME_HEAD:]
+        member, agent = self._members[number], self._agents[number]
+        if kind == RAFT and member is not None:
+            member.receive(body, sender)
+        elif kind == AGENT and agent is not None:
+            agent.receive(body, sender)
+
+    def deliver_snapshot(self, to: NodeId, data: bytes, message: Snapshot, sender: NodeId) -> bool:
+        number = self._number[to]
+        host, member = self._hosts[number], self._members[number]
+        if host.gate.dead or member is None or member.raft is None:
+            return False
+        self.world.sometimes("raft.snapshot_sent")
+        host.gate(lambda: member.arrived(data, message, sender))
+        return True
+
+    def is_up(self, node: NodeId) -> bool:
+        return not self._hosts[self._number[node]].gate.dead
+
+    def restart(self, number: int) -> None:
+        """Let a supervisor start a process again that has ended by itself."""
+        fault = Fault(self.world.now, "crash", {"node": number, "for_ns": RESTART_AFTER})
+        self.world.after(0, lambda: self._restart(fault))
+
+    def _restart(self, fault: Fault) -> None:
+        number = fault.number("node")
+        self.crash(number, silent=False)
+        self.world.after(RESTART_AFTER, lambda: self.start(number))
+
+    def trigger(self, number: int, point: str) -> None:
+        """Let a process crash shortly after it did something delicate, now and then."""
+        if self._triggers and self._trigger_chance.randrange(1_000_000) < self._triggers:
+            later = self._trigger_chance.randrange(DEATH_WITHIN * self.config.sync_ns)
+            lasts = self._trigger_chance.randrange(1, SECOND)
+            what: dict[str, int | list[int]] = {"node": number, "for_ns": lasts}
+            self.faults.trigger(Fault(self.world.now + later, "crash", what))
+            self.world.sometimes(f"trigger.{point}")
+
+    def _running_agents(self) -> list[Agent]:
+        return [a for a in self._agents if a is not None and not a.host.gate.dead]
+
+    def _note_fault(self, fault: Fault) -> None:
+        self.columns.add("-", 0, "fault", fault)
+        self.world.sometimes(f"fault.{fault.kind}")
+
+    # Faults.
+
+    def names(self) -> Sequence[str]:
+        return self._names
+
+    def leader(self) -> int | None:
+        """Return the leader of the highest term."""
+        found = [
+            (m.raft.term, n) for n, m in enumerate(self._members) if m and m.raft and m.is_leader()
+        ]
+        return max(found)[1] if found else None
+
+    def start(self, node: int) -> None:
+        host = self._hosts[node]
+        if not host.gate.dead:
+            return
+        host.start()
+        member = Member(
+            host,
+            self._checker,
+            settings=self.config.raft,
+            founding=self._founding,
+            turn_ns=self.config.turn_ns,
+            segment_bytes=self.config.segment_bytes,
+        )
+        self._members[node] = member
+        self._agents[node] = Agent(host, member, self.config, self.history, self._stop)
+
+    def crash(self, node: int, *, silent: bool) -> None:
+        del silent  # Links are given up by those who write to them.
+        host = self._hosts[node]
+        if not host.gate.dead:
+            host.crash()
+            self._members[node] = self._agents[node] = None
+
+    def pause(self, node: int) -> None:
+        self._hosts[node].gate.pause()
+
+    def resume(self, node: int) -> None:
+        self._hosts[node].gate.resume()
+
+    def slow(self, node: int, delay: int) -> None:
+        self._hosts[node].gate.delay = delay
+
+    def disk(self, node: int, kind: str, on: bool) -> None:
+        host = self._hosts[node]
+        if kind == "stall":
+            host.stalled = on
+        elif kind == "full":
+            host.platter.full = on
+        else:
+            host.sync_fails = on
+
+    def turn_wall(self, node: int, jump: int) -> None:
+        self._hosts[node].line.wall_offset += jump
+
+    def transfer(self, to: int) -> None:
+        leader = self.leader()
+        if leader is not None:
+            member = self._members[leader]
+            assert member is not None and member.raft is not None
+            member.raft.transfer(node_id(to), member.host.line.now())
+            member.soon()
+
+    def change(self, node: int, number: int) -> None:
+        """Let the leader change the configuration: one in or out, or two at once."""
+        member = self._members[node]
+        if node == LEADER or member is None or member.raft is None:
+            return
+        configuration = member.machines.configuration
+        voters = configuration.voters
+        outside = [node_id(n) for n in range(self.config.nodes) if node_id(n) not in voters]
+        inside = sorted(voters)
+        gone = inside[number % len(inside)]
+        come = outside[number // 16 % len(outside)] if outside else None
+        change = Change(remove=(gone,))
+        if come is not None:
+            choices = (
+                Change(add_voters=(come,)),
+                Change(add_voters=(come,), remove=(gone,)),
+                Change(add_learners=(come,)),
+                Change(add_voters=tuple(outside)),
+            )
+            change = choices[number // 256 % len(choices)]
+        elif len(inside) <= 2:
+            return
+        outcome = member.raft.change(change, member.host.line.now())
+        if isinstance(outcome, Proposed):
+            self.world.sometimes("raft.change_proposed")
+        member.soon()
+
+
+def _calmed(config: Config, sync_ns: int) -> Config:
+    calmed = Config(**{name: getattr(config, name) for name in config.__struct_fields__})
+    calmed.sync_ns, calmed.sync_rare = max(1, sync_ns), False
+    calmed.turn_ns = min(config.turn_ns, MILLISECOND)
+    return calmed
