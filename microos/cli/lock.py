@@ -1,0 +1,121 @@
+"""Running a command while holding a lock: ended with it, never outliving it.
+
+The command gets the fencing token as MICROOS_FENCING_TOKEN and should hand it to
+whatever it writes to: only a store that compares tokens is safe from a command
+that was stopped too late.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+from microos.control.client import Client, Stream
+from microos.errors import LeaseLostError, MicroosError
+
+TERMINATE_TIMEOUT = 5.0
+"""How long a command may take to end once it should, before it is killed [s]."""
+
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+
+
+def hold(
+    client: Client,
+    name: str,
+    command: Sequence[str],
+    *,
+    ttl: float | None,
+    wait: float | None,
+    granted: Callable[[Any], None],
+) -> int:
+    """Take the lock, run the command, give the lock back; return the command's exit code.
+
+    Args:
+        granted: Called with the grant, `{"name", "token"}`, before the command begins.
+
+    Raises:
+        UnavailableError: Not taken within `wait`.
+        LeaseLostError, UnavailableError: Lost while the command ran, which was ended then.
+    """
+    with client.stream("lock", name=name, ttl=ttl, wait=wait) as stream:
+        for grant in stream:
+            granted(grant)
+            return _run(command, {"MICROOS_FENCING_TOKEN": str(grant["token"])}, stream)
+    raise MicroosError(f"the node ended the wait for lock {name!r} without granting it")
+
+
+def _run(command: Sequence[str], variables: dict[str, str], stream: Stream) -> int:
+    try:
+        process = subprocess.Popen(command, env={**os.environ, **variables})
+    except OSError as error:
+        sys.stderr.write(f"microos: cannot run {command[0]}: {error.strerror}\n")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    done = threading.Event()
+    lost: list[MicroosError] = []
+    watcher = threading.Thread(target=_watch, args=(stream, process, done, lost), daemon=True)
+    restore = _forward(process)
+    try:
+        watcher.start()
+        code = process.wait()
+    finally:
+        restore()
+    done.set()
+    # The watcher ends with the answer to this. If the node is gone, so is the lock: no matter.
+    with suppress(MicroosError):
+        stream.cancel()
+    watcher.join()
+    if lost:
+        raise lost[0]
+    return 128 - code if code < 0 else code
+
+
+def _watch(
+    stream: Stream,
+    process: subprocess.Popen[bytes],
+    done: threading.Event,
+    lost: list[MicroosError],
+) -> None:
+    """Follow the stream to its end; if that comes before the command's, end the command."""
+    error: MicroosError = LeaseLostError(
+        "the node ended the lock before the command", reason="revoked"
+    )
+    try:
+        for _ in stream:
+            pass
+    except MicroosError as raised:
+        error = raised
+    if done.is_set() or process.poll() is not None:
+        return
+    lost.append(error)
+    process.terminate()
+    try:
+        process.wait(TERMINATE_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _forward(process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    """Pass on what asks us to end; a terminal's interrupt reaches the command by itself."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = [
+        (signal.SIGTERM, signal.signal(signal.SIGTERM, pass_on)),
+        (signal.SIGHUP, signal.signal(signal.SIGHUP, pass_on)),
+        (signal.SIGINT, signal.signal(signal.SIGINT, lambda number, frame: None)),
+    ]
+
+    def restore() -> None:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+    return restore
