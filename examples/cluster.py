@@ -356,8 +356,9 @@ def pass_the_lock(cluster: Cluster, screen: Screen) -> None:
         if tokens != sorted(set(tokens)):
             raise FailedError(f"fencing tokens do not rise: {tokens}", owners[-1])
         names = " → ".join(node.name for node in owners)
+        rising = " < ".join(map(str, tokens))
         handed = max(waits) * 1000
-        row.detail = f"{names}, tokens rise {_spread(tokens)}, handed over in {handed:.0f} ms"
+        row.detail = f"{names}, tokens {rising}, handed over in {handed:.0f} ms"
 
 
 def _ask_for_the_lock(node: Node, block: contextlib.ExitStack) -> Stream:
@@ -381,10 +382,6 @@ def _must_be_taken(node: Node) -> None:
                 raise
         else:
             raise FailedError(f"a lock that is held was given away under token {token}", node)
-
-
-def _spread(tokens: Sequence[int]) -> str:
-    return " < ".join(f"…{token % 100_000:05}" for token in tokens)
 
 
 class Writer(threading.Thread):

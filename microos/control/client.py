@@ -112,6 +112,8 @@ class Client:
                     f"{error}; it may have happened", reason=error.reason
                 ) from error
             raise
+        if isinstance(reply, Failure):
+            raise _said(reply)
         if not isinstance(reply, Answer):
             raise RemoteProtocolError(f"expected an answer, found {type(reply).__name__}")
         return reply.result
@@ -148,17 +150,16 @@ class Client:
             raise self._last_words() or self._gone(error) from error
 
     def _reply(self, request: int, deadline: float) -> Reply:
-        """Return the next reply to `request`, or a `Beat`.
+        """Return the next reply to `request`, a `Failure` of the connection, or a `Beat`.
 
         Raises:
-            MicroosError: What the node says went wrong.
             UnavailableError: Nothing came until the deadline, or the connection ended.
         """
         while True:
             reply = self._next_reply(deadline)
             match reply:
                 case Failure(id=id) if id in (0, request):
-                    raise by_name(reply.error, reply.message, reply.reason)
+                    return reply
                 case Beat():
                     return reply
                 case Answer(id=id) | Item(id=id) | End(id=id) if id == request:
@@ -199,10 +200,10 @@ class Client:
 
     def _last_words(self) -> MicroosError | None:
         try:
-            self._next_reply(time.monotonic() + GRACE)
+            reply = self._next_reply(time.monotonic() + GRACE)
         except MicroosError as error:
             return error
-        return None
+        return _said(reply) if isinstance(reply, Failure) else None
 
     def _silent(self) -> UnavailableError:
         return UnavailableError(
@@ -261,6 +262,9 @@ class Stream:
                     return value
                 case End():
                     self._over = True
+                case Failure():
+                    self._over = True
+                    raise _said(reply)
                 case Answer():
                     raise RemoteProtocolError("expected a stream of values, found one answer")
         raise StopIteration
@@ -279,6 +283,11 @@ class Stream:
         self.cancel()
         for _ in self:
             pass
+
+
+def _said(failure: Failure) -> MicroosError:
+    """Return what the node raised."""
+    return by_name(failure.error, failure.message, failure.reason)
 
 
 def _connected(address: str, timeout: float) -> socket.socket:

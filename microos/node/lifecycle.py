@@ -33,6 +33,7 @@ from microos.errors import (
 )
 from microos.gossip.core import Gossip
 from microos.gossip.members import Me, Member, Remembered, State
+from microos.gossip.notes import LeaveDone
 from microos.hashing import label_hash, u64
 from microos.net.handshake import Hello
 from microos.net.links import Links
@@ -148,6 +149,7 @@ class Lifecycle:
         self._ready = trio.Event()
         self._failed = trio.Event()
         self._leaving = False
+        self._leave_told = trio.Event()
         self._quarantined = ""
 
     # Start.
@@ -197,7 +199,7 @@ class Lifecycle:
             udp=udp,
             links=self._links,
             on_change=self._members_changed,
-            on_note=lambda note: self._note("gossip", note),
+            on_note=self._gossip_note,
         )
         seeds = await self._resolve_seeds()
         self._membership.ask(
@@ -550,6 +552,11 @@ class Lifecycle:
         else:
             self._sessions.told(event)
 
+    def _gossip_note(self, note: object) -> None:
+        if isinstance(note, LeaveDone):
+            self._leave_told.set()
+        self._note("gossip", note)
+
     def _raft_note(self, note: object) -> None:
         if self._sessions is not None:
             if isinstance(note, BecameLeader):
@@ -566,7 +573,8 @@ class Lifecycle:
         return self._links.send(node, channel, body)
 
     def _send_raft(self, node: NodeId, channel: Channel, body: bytes) -> bool:
-        return self._links.send(node, channel, body, urgent=len(body) <= limits.FRAME_SMALL)
+        # All of them, so that none overtakes another; appends are split, so none is long.
+        return self._links.send(node, channel, body, urgent=True)
 
     # The kernel, for features.
 
@@ -658,6 +666,7 @@ class Lifecycle:
             self._membership.ask(lambda gossip, now: gossip.leave(now))
             if others:
                 await self._wait_let_go()
+                await self._leave_told.wait()
         await self._links.bye(self.settings.gossip.leave_timeout)
 
     async def _hand_over(self) -> None:

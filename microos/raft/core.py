@@ -841,7 +841,6 @@ class Raft:
         self._applying_bytes = 0
         self._commit_to(mark.index)
         self._switch(mark.configuration, mark.index)
-        self._notes.append(SnapshotRestored(mark.index))
 
     # As leader.
 
@@ -1109,6 +1108,7 @@ class Raft:
     def _restored(self, index: Index) -> None:
         """The machines stand at a received snapshot, whatever became of it since."""
         self.log.restored(index)
+        self._notes.append(SnapshotRestored(index))
         if index > self._applied:
             self._applied = index
             self._applying = max(self._applying, index)

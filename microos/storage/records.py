@@ -84,6 +84,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     reset: bool = False
 
 
+class Seal(msgspec.Struct, frozen=True, array_like=True):
+    """Ends a full segment. Its own check, cited by the next header, chains the two."""
+
+    sequence: int
+    """Of the segment that follows."""
+    last: int
+    """Check of the batch before the seal: another copy of this segment has another."""
+
+
 class Batch(msgspec.Struct, frozen=True):
     """What became durable by one sync."""
 
@@ -165,7 +174,7 @@ def encode_batch(records: Sequence[Record], number: int, salt: int) -> bytes:
 
 
 def check_of(batch: bytes) -> int:
-    """Return the check of the first record of an encoded batch: what follows a seal cites it."""
+    """Return the check of the first record of an encoded batch, by which others cite it."""
     return int(_HEAD.unpack_from(batch)[1])
 
 

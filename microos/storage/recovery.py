@@ -25,6 +25,7 @@ from microos.storage.records import (
     Header,
     Record,
     RecordKind,
+    Seal,
     check_of,
     decode_header,
     encode_batch,
@@ -38,7 +39,7 @@ SUFFIX = ".wal"
 _decode_hard_state: Decoder[HardState] = Decoder(HardState)
 _decode_entries: Decoder[list[Entry]] = Decoder(list[Entry])
 _decode_mark: Decoder[SnapshotMark] = Decoder(SnapshotMark)
-_decode_sequence: Decoder[int] = Decoder(int)
+_decode_seal: Decoder[Seal] = Decoder(Seal)
 
 
 class SegmentInfo(msgspec.Struct, frozen=True):
@@ -242,7 +243,7 @@ class _Replay:
             case RecordKind.MARK:
                 self._snapshot(_decode_mark(record.payload), record.reset)
             case RecordKind.SEAL:
-                if _decode_sequence(record.payload) != self._sequence + 1:
+                if _decode_seal(record.payload).sequence != self._sequence + 1:
                     raise _damaged(name, offset, "the seal of this segment")
             case _:
                 raise _damaged(name, offset, "a record of a kind known to this version")

@@ -46,6 +46,7 @@ from microos.storage.records import (
     HEADER_SIZE,
     Record,
     RecordKind,
+    Seal,
     check_of,
     encode_batch,
     encode_header,
@@ -126,6 +127,8 @@ class Wal:
         self._sequence = 0
         self._salt = 0
         self._number = 1
+        self._last = 0
+        """Check of the last batch."""
         self._offset = HEADER_SIZE
         self._size = 0
 
@@ -262,14 +265,15 @@ class Wal:
         assert self._file is not None
         await self._file.write([batch], self._offset, sync=True)
         self._offset += len(batch)
+        self._last = check_of(batch)
         self._number += 1
         self._batches += 1
         self._written = hard_state
 
     async def _roll(self, room: int) -> None:
         """Go on in a new segment with `room` for the next batch."""
-        seal = Record(RecordKind.SEAL, encode(self._sequence + 1))
-        data = encode_batch([seal], self._number, self._salt)
+        seal = encode(Seal(self._sequence + 1, self._last))
+        data = encode_batch([Record(RecordKind.SEAL, seal)], self._number, self._salt)
         assert len(data) <= SEAL_SIZE
         old, offset = self._file, self._offset
         assert old is not None
@@ -302,7 +306,7 @@ class Wal:
             with suppress(OSError):
                 await self._disk.remove(name + ASIDE)
             raise storage_error(error, name) from error
-        return _Prepared(sequence, file, salt_of(header), end, size)
+        return _Prepared(sequence, file, salt_of(header), check_of(batch), end, size)
 
     async def _adopt(self, new: _Prepared) -> None:
         name = segment_name(new.sequence)
@@ -310,7 +314,7 @@ class Wal:
         await self._disk.sync()
         self._file = new.file
         self._sequence, self._salt, self._number = new.sequence, new.salt, 2
-        self._offset, self._size = new.end, new.size
+        self._last, self._offset, self._size = new.last, new.end, new.size
         self._highest[new.sequence] = 0
         self._sizes[new.sequence] = new.size
 
@@ -372,7 +376,9 @@ class Wal:
         self._sizes = {s: len(segments[segment_name(s)]) for s in self._highest}
         if tail is not None:
             self._file = await self._disk.open(segment_name(tail.sequence))
-            await self._mend(tail, segments[segment_name(tail.sequence)])
+            data = segments[segment_name(tail.sequence)]
+            await self._mend(tail, data)
+            self._last = check_of(data[tail.last_start : tail.end])
             self._sequence, self._salt, self._number = tail.sequence, tail.salt, tail.number
             self._offset, self._size = tail.end, tail.size
         # A name seen after a failed sync of the directory may not be on the disk.
@@ -419,6 +425,7 @@ class _Prepared(msgspec.Struct, frozen=True):
     sequence: int
     file: File
     salt: int
+    last: int
     end: int
     size: int
 

@@ -83,8 +83,14 @@ class Place:
                 stream.abort()
 
 
+@pytest.fixture(autouse=True)
+def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """Hand the clock to pytest-trio, which looks for it among the test's own fixtures."""
+    return autojump_clock
+
+
 @pytest.fixture
-def place(autojump_clock: trio.testing.MockClock) -> Place:
+def place() -> Place:
     return Place()
 
 
@@ -234,9 +240,7 @@ async def test_a_request_id_in_use_is_refused(place: Place) -> None:
         assert "not in use" in (await talker.ask("status")).message
 
 
-async def test_an_answer_too_large_becomes_an_error(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_answer_too_large_becomes_an_error(place: Place) -> None:
     place.node.config.states = dict.fromkeys(
         (f"{n}" * 200 for n in range(10_000, 13_000)), place.node.config.read("")
     )

@@ -41,7 +41,7 @@ from microos.raft.messages import (
     VoteAnswer,
     decode_message,
 )
-from microos.raft.notes import LateWake, Note, Stalled, SteppedDown
+from microos.raft.notes import LateWake, Stalled, SteppedDown
 from microos.raft.progress import State
 from microos.settings import RaftSettings
 from microos.types import Index, NodeId, Term
@@ -625,15 +625,22 @@ def test_entries_applied_while_a_snapshot_arrives_are_not_lost_track_of() -> Non
     assert raft.status().configuration == configuration("abcd")
 
 
-def test_nobody_is_sent_a_snapshot_that_was_not_heard() -> None:
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_snapshot_is_sent_only_to_whom_was_heard_lately(heard: bool) -> None:
     raft = lead("abc", 1, 1)
     acknowledge(raft, "b", 3)
+    acknowledge(raft, "c", 2)
     drain(raft)
     raft.compact(snapshot(3, raft.status().term), Index(4))
+    for at in range(1, 2 if heard else 6):
+        raft.wake(100.0 + at * E / 10)
     raft.receive(Unreachable(node("c")), raft.id, 100.0)
     raft.propose([b"x"], 100.0)
 
-    assert not any(isinstance(message, Snapshot) for _, message in raft.take().messages)
+    sent = [to for to, message in raft.take().messages if isinstance(message, Snapshot)]
+
+    assert raft.status().role is Role.LEADER
+    assert sent == (["c"] if heard else [])
 
 
 def test_a_failed_transfer_of_a_snapshot_is_tried_again() -> None:
@@ -782,4 +789,4 @@ def test_looking_changes_nothing() -> None:
 
     assert raft.status() == before
     assert before.progress[node("a")].match == before.last_index
-    assert [type(note) for note in raft.take().notes] == list[type[Note]]()
+    assert raft.take().notes == ()

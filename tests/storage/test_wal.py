@@ -357,7 +357,8 @@ async def test_what_is_reported_after_a_failed_sync_is_durable(seed: int, operat
     await assert_legal(disk, seen, legal)
     state = state_of(seen)
     if seed % 2:
-        step = Write((persist(term=state.hard_state.term + 1, vote=ME, commit=state.covered),))
+        known = state.hard_state
+        step = Write((persist(term=known.term + 1, vote=ME, commit=known.commit),))
         await do(wal, disk, step)
         state = after(state, step)
     platter.crash(chance)
