@@ -29,6 +29,7 @@ from microos.errors import (
     LimitError,
     NoQuorumError,
     RemoteProtocolError,
+    StorageError,
     UnavailableError,
 )
 from microos.gossip.core import Gossip
@@ -218,6 +219,12 @@ class Lifecycle:
         if found is None:
             found = self._new_identity(b"", 0)
             await save_identity(self.runtime.disk, found)
+        if found.label != self.settings.cluster:
+            raise StorageError(
+                f"expected a data directory of cluster {self.settings.cluster!r}, "
+                f"found one of {found.label!r}; name that cluster or another directory",
+                reason="foreign",
+            )
         return found
 
     def _new_identity(self, cluster: bytes, epoch: int) -> Identity:
@@ -607,8 +614,9 @@ class Lifecycle:
 
     async def _group(self, deadline: float) -> tuple[Consensus, Sessions]:
         """Wait for consensus to be there."""
-        with self._clock.timeout_at(deadline):
-            await self._consensus_there.wait()
+        if not self._consensus_there.is_set():
+            with self._clock.timeout_at(deadline):
+                await self._consensus_there.wait()
         if self._consensus is None or self._sessions is None:
             raise NoQuorumError(f"not sent: {self.reason()}")
         return self._consensus, self._sessions

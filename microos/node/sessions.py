@@ -196,6 +196,9 @@ class Sessions:
         Raises:
             NoQuorumError, UncertainError, OverloadedError: It could not be opened in time.
         """
+        session = self._own.get(ttl)
+        if session is not None and not session.lost:
+            return session
         lock = self._opening.setdefault(ttl, trio.Lock())
         with self._clock.timeout_at(deadline) as scope:
             async with lock:

@@ -904,7 +904,7 @@ class Raft:
             len(entry.data) for entry in committed if entry.term == self._term
         )
         self._commit_to(index)
-        leadership.want_all()
+        leadership.tell_commit()
 
     def _wake_leader(self, late: float) -> None:
         leadership = self._leadership

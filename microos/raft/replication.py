@@ -101,6 +101,15 @@ class Leadership:
         for node in self.progress:
             self.want(node, empty=True)
 
+    def tell_commit(self) -> None:
+        """Have the moved commit index sent: at once where nothing is under way.
+
+        Who has entries under way learns of it with its next append, which its answer brings
+        about: under load a commit costs no message of its own.
+        """
+        for node, progress in self.progress.items():
+            self.want(node, empty=not len(progress.window))
+
     def appends(self, commit: Index) -> list[tuple[NodeId, Append | Snapshot]]:
         """Return this turn's messages to followers, and count them as sent."""
         out: list[tuple[NodeId, Append | Snapshot]] = []

@@ -10,17 +10,24 @@ chance, sockets and files; a scenario speaks to `cluster[0]` as a user speaks to
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+import errno
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from math import ceil, log2, log10
+from typing import Any
 
 import msgspec
 import trio
 
+from microos import limits, wire
 from microos._open import Node, living
-from microos.net.memory import MemoryNetwork
+from microos.errors import RemoteProtocolError
+from microos.gossip.messages import decode_datagram
+from microos.net.memory import MemoryHost, MemoryNetwork
 from microos.node.runtime import Runtime
+from microos.raft.messages import decode_message
 from microos.settings import GossipSettings, Settings
-from microos.sim.checkers.nodes import NodeChecks
+from microos.sim.checkers.cluster import ClusterChecks
 from microos.sim.clock import Line
 from microos.sim.loop import simulate
 from microos.sim.network import SimulatedNetwork, Weather
@@ -56,6 +63,41 @@ class Bounds(msgspec.Struct, frozen=True):
     tick: float = 0.01
 
 
+class Wires(SimulatedNetwork):
+    """The network, with an ear: counts what arrives, by what it is."""
+
+    def __init__(self, world: World, weather: Weather) -> None:
+        super().__init__(world, weather)
+        self.frames: Counter[tuple[str, str]] | None = None
+        """(sender, kind) of all that arrived since `Cluster.count_frames`; None: not counted."""
+
+    def delivered(self, kind: str, sender: str, receiver: str, data: bytes) -> None:
+        super().delivered(kind, sender, receiver, data)
+        if self.frames is not None:
+            self.frames.update((sender, one) for one in kinds_in(kind, data))
+
+
+def kinds_in(kind: str, data: bytes) -> Iterator[str]:
+    """Return what one datagram or segment carries: `gossip.Ping`, `raft.Append`, `session`, …
+
+    A segment that begins within a frame longer than the window is a `part`.
+    """
+    try:
+        if kind == "datagram":
+            messages, _ = decode_datagram(data[limits.DATAGRAM_HEAD : -limits.DATAGRAM_TAIL])
+            yield from (f"gossip.{type(message).__name__}" for message in messages)
+            return
+        if data.startswith(wire.MAGIC):
+            yield "preface"
+            data = data[wire.PREFACE_SIZE :]
+        for channel, body in wire.FrameReader().feed(data):
+            name = channel.name.lower()
+            is_raft = channel is wire.Channel.RAFT
+            yield f"raft.{type(decode_message(body)).__name__}" if is_raft else name
+    except RemoteProtocolError:
+        yield "part"
+
+
 class Machine:
     """One machine: its line of time, its disk, and the process that runs on it now."""
 
@@ -72,6 +114,10 @@ class Machine:
         self.stop = trio.Event()
         self.sync_ns = cluster.sync_ns
         self.stalled = False
+        self.broken = False
+        """Every sync of the disk fails."""
+        self.changes: dict[str, Any] = {}
+        """Settings of this machine alone, from its next start."""
         self._chance = cluster.world.random(f"{self.name}/disk")
         self.platter.before = self._before
 
@@ -84,12 +130,8 @@ class Machine:
         return self.process is not None and not self.process.ended and not self.process.gate.dead
 
     def settings(self) -> Settings:
-        return dataclasses.replace(
-            self.cluster.settings,
-            name=self.name,
-            bind=f"{self.ip}:{PORT}",
-            seeds=self.cluster.seeds,
-        )
+        told = {"name": self.name, "bind": f"{self.ip}:{PORT}", "seeds": self.cluster.seeds}
+        return dataclasses.replace(self.cluster.settings, **{**told, **self.changes})
 
     def observe(self, boot: int, source: str, what: object) -> None:
         world = self.cluster.world
@@ -127,6 +169,8 @@ class Machine:
             delay = self.sync_ns // 4 + exponential(bits, self.sync_ns)
             await self.cluster.sleep(delay / SECOND)
             self.cluster.world.trace("sync", self.name, name)
+            if self.broken:
+                raise OSError(errno.EIO, "input/output error")
 
 
 class Cluster:
@@ -139,6 +183,7 @@ class Cluster:
         seeds: How many of the first machines every node is told of.
         weather: Of the network.
         sync_ns: Mean time of a disk's sync [ns].
+        first: How many of the machines start at once; default all. The others by `start`.
     """
 
     def __init__(
@@ -150,19 +195,21 @@ class Cluster:
         seeds: int = 3,
         weather: Weather | None = None,
         sync_ns: int = MILLISECOND,
+        first: int | None = None,
     ) -> None:
         self.world = World(seed)
         self.settings = settings or Settings.local()
         self.sync_ns = sync_ns
-        self.rules = SimulatedNetwork(self.world, weather or Weather(rare=False))
+        self.rules = Wires(self.world, weather or Weather(rare=False))
         self.hub = MemoryNetwork(self.rules)
         self.notes: list[Note] = []
         self.machines = [Machine(self, number) for number in range(nodes)]
         self.seeds = tuple(f"{m.ip}:{PORT}" for m in self.machines[:seeds])
-        self.checks = NodeChecks(self.world)
+        self.checks = ClusterChecks(self.world)
         for machine in self.machines:
             self.checks.watch(machine)
         self.error: Exception | None = None
+        self._first = nodes if first is None else first
         self._nursery: trio.Nursery | None = None
 
     # Running.
@@ -178,7 +225,7 @@ class Cluster:
     async def _main(self, scenario: Callable[[Cluster], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for machine in self.machines:
+            for machine in self.machines[: self._first]:
                 self._boot(machine)
             try:
                 await scenario(self)
@@ -305,6 +352,11 @@ class Cluster:
         else:
             machine.platter.kill()
 
+    def start(self, number: int, **changes: Any) -> None:
+        """Start a machine that has not run, or again after its end, with settings of its own."""
+        self.machines[number].changes.update(changes)
+        self._boot(self.machines[number])
+
     def restart(self, number: int, *, disk: bool = True) -> None:
         """Start a process again, on its disk or an empty one."""
         machine = self.machines[number]
@@ -337,6 +389,41 @@ class Cluster:
         """Undo all cuts."""
         self.rules.calm(self.rules.weather)
 
+    def weather(self, *, loss: float = 0.0, latency: float = 0.001) -> None:
+        """Let every link lose this share of its packets and take this long, mean, one way [s]."""
+        self.rules.weather = Weather(
+            loss_ppm=int(loss * 1_000_000), latency_mean_ns=int(latency * SECOND), rare=False
+        )
+
+    def disk(
+        self,
+        number: int,
+        *,
+        full: bool | None = None,
+        broken: bool | None = None,
+        stalled: bool | None = None,
+        sync: float | None = None,
+    ) -> None:
+        """Let a disk have no room, fail its syncs, hang, or take this long to sync [s]."""
+        machine = self.machines[number]
+        if full is not None:
+            machine.platter.full = full
+        if broken is not None:
+            machine.broken = broken
+        if stalled is not None:
+            machine.stalled = stalled
+        if sync is not None:
+            machine.sync_ns = int(sync * SECOND)
+
+    def count_frames(self) -> Counter[tuple[str, str]]:
+        """Count what arrives from now on, by (sender, kind), in the value returned."""
+        self.rules.frames = Counter()
+        return self.rules.frames
+
+    def stranger(self, name: str = "client") -> MemoryHost:
+        """Return the network as a process sees it that is no node."""
+        return self.hub.host(name, ip="10.0.9.9")
+
     def pause(self, number: int, seconds: float) -> None:
         """Let a process stand still."""
         process = self.machines[number].process
@@ -357,8 +444,11 @@ def run_cluster(
     settings: Settings | None = None,
     seeds: int = 3,
     weather: Weather | None = None,
+    first: int | None = None,
 ) -> Cluster:
     """Run one scenario in a fresh cluster; return it for a look at its notes."""
-    cluster = Cluster(nodes, seed=seed, settings=settings, seeds=seeds, weather=weather)
+    cluster = Cluster(
+        nodes, seed=seed, settings=settings, seeds=seeds, weather=weather, first=first
+    )
     cluster.run(scenario)
     return cluster

@@ -24,9 +24,9 @@ from microos.sim.columns import Columns
 from microos.sim.faults import LEADER, Fault, Faults
 from microos.sim.host import Host, node_id
 from microos.sim.member import EPOCH, RAFT, Member
-from microos.sim.network import SimulatedNetwork, Weather
-from microos.sim.swarm import Config
-from microos.sim.world import FAULT, MILLISECOND, SECOND, World
+from microos.sim.network import SimulatedNetwork
+from microos.sim.swarm import Config, calmed, tail_weather
+from microos.sim.world import FAULT, SECOND, World
 from microos.sync.machine import LockMachine
 from microos.types import Index, NodeId, Term
 
@@ -102,19 +102,15 @@ class CoresWorld:
             if collecting:
                 gc.enable()
 
+    def operations(self) -> int:
+        return len(self.history)
+
     def _calm(self) -> None:
         """Begin the quiet tail: faults end, everybody is there, nothing is slow."""
         self._quiet = True
         timeout = int(self.config.raft.election_timeout_max * SECOND)
-        self.network.calm(
-            Weather(
-                latency_min_ns=timeout // 400,
-                latency_mean_ns=timeout // 400,
-                rare=False,
-                bias=False,
-            )
-        )
-        self.config = _calmed(self.config, timeout // 80)
+        self.network.calm(tail_weather(timeout))
+        self.config = calmed(self.config, timeout)
         for host in self._hosts:
             self.disk(host.number, "stall", False)
             self.disk(host.number, "full", False)
@@ -302,10 +298,3 @@ class CoresWorld:
         if isinstance(outcome, Proposed):
             self.world.sometimes("raft.change_proposed")
         member.soon()
-
-
-def _calmed(config: Config, sync_ns: int) -> Config:
-    calmed = Config(**{name: getattr(config, name) for name in config.__struct_fields__})
-    calmed.sync_ns, calmed.sync_rare = max(1, sync_ns), False
-    calmed.turn_ns = min(config.turn_ns, MILLISECOND)
-    return calmed

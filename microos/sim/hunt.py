@@ -43,9 +43,7 @@ def hunt(seeds: range, nodes: int | None, seconds: int, layer: str) -> int:
     """Run all seeds that have not been run; return the exit code of the first failing one."""
     path = FOLDER / f"{layer}-{seconds}s-{nodes or 'any'}-{_source()}.jsonl"
     done = {verdict.seed: verdict for verdict in _read(path) if verdict.seed in seeds}
-    jobs = [
-        Job(seed, nodes or size_of(seed), seconds, layer) for seed in seeds if seed not in done
-    ]
+    jobs = [Job(seed, nodes or size_of(seed), seconds, layer) for seed in seeds if seed not in done]
     if done:
         print(f"{len(done)} of {len(seeds)} seeds were run before: {path}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -90,9 +90,7 @@ def run(
     return verdict
 
 
-def run_seed(
-    seed: int, nodes: int, seconds: int, layer: str, *, printed: bool = False
-) -> Verdict:
+def run_seed(seed: int, nodes: int, seconds: int, layer: str, *, printed: bool = False) -> Verdict:
     """Draw a world and run it."""
     config, plan = draw(seed, nodes, seconds, layer)
     return run(config, plan, printed=printed)

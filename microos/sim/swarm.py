@@ -82,6 +82,23 @@ def draw(seed: int, nodes: int, seconds: int, layer: str) -> tuple[Config, list[
     return config, _plan(chance, config)
 
 
+def tail_weather(timeout: int) -> Weather:
+    """Return the weather of the quiet tail for an election timeout of `timeout` [ns]."""
+    return Weather(
+        latency_min_ns=timeout // 400, latency_mean_ns=timeout // 400, rare=False, bias=False
+    )
+
+
+def calmed(config: Config, timeout: int) -> Config:
+    """Return the configuration of the quiet tail: quick disks, short turns."""
+    return msgspec.structs.replace(
+        config,
+        sync_ns=max(1, timeout // 80),
+        sync_rare=False,
+        turn_ns=min(config.turn_ns, MILLISECOND),
+    )
+
+
 def _config(chance: Random, seed: int, nodes: int, seconds: int, layer: str) -> Config:
     tail = max(seconds * SECOND // 3, TAIL_MIN)
     drifting = chance.choice((0, 0, 10_000, 45_000))

@@ -79,7 +79,7 @@ class Users:
 
     async def run(self) -> None:
         """Announce a service, then do one thing after another until the stop."""
-        self._node.discovery.announce("sim", version=self._process.boot)
+        self._node.discovery.announce("sim", version=str(self._process.boot))
         async with trio.open_nursery() as nursery:
             for number in range(self._drawn.clients):
                 nursery.start_soon(self._client, number)

@@ -17,7 +17,8 @@ keeps every byte of a batch under one sync (`records.py` says why that matters).
 Any other failed write or sync ends the log for good (`failed`), and so does a cancelled
 one: what reached the disk is unknown, and a second sync would lie.
 
-Source: raft.md's order of persistence; layout after etcd's wal and LevelDB's log.
+Source: Ongaro, dissertation, §3.8 (what must be durable before an answer); segments and
+batches after etcd's wal and LevelDB's log.
 """
 
 from __future__ import annotations

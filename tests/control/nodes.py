@@ -181,8 +181,11 @@ async def serving(
         on_control=node.server.serve,
         admit=lambda hello: "",
     )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(links.run, listener)
-        yield listener.address
-        assert links.statistics().failures == 0, links.statistics().failure
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(links.run, listener)
+            yield listener.address
+            assert links.statistics().failures == 0, links.statistics().failure
+            nursery.cancel_scope.cancel()
+    finally:
+        listener.close()

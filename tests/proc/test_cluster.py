@@ -14,7 +14,7 @@ from threading import Lock
 
 import pytest
 
-from microos.errors import MicroosError, NoQuorumError, UnavailableError
+from microos.errors import NoQuorumError, UnavailableError
 from tests.proc.processes import Process, Processes, eventually, persistently, set_once
 
 pytestmark = [pytest.mark.proc, pytest.mark.slow, pytest.mark.xdist_group("proc")]
@@ -297,8 +297,3 @@ def test_a_client_that_goes_away_gives_its_lock_back(cluster: Processes) -> None
 
     with held(heir, "dropped", wait=30.0) as second:
         assert second > first
-
-
-def test_errors_of_the_cluster_are_errors_of_ours(cluster: Processes) -> None:
-    with pytest.raises(MicroosError):
-        cluster.all[0].ask("no such verb")

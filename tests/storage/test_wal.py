@@ -93,6 +93,16 @@ async def test_a_commit_index_alone_rides_along() -> None:
     assert (await restarted(platter)).hard_state.commit == 1
 
 
+async def test_a_vote_may_follow_its_term_and_is_never_taken_back() -> None:
+    platter = MemoryDisk()
+    wal, _ = await opened(platter.attach())
+
+    for vote in ("", OTHER, ""):
+        await wal.write([persist(term=7, vote=vote)])
+
+    assert (await restarted(platter)).hard_state.vote == OTHER
+
+
 async def test_closing_writes_what_rode_along() -> None:
     platter = MemoryDisk()
     wal, _ = await opened(platter.attach())
@@ -365,6 +375,25 @@ async def test_what_is_reported_after_a_failed_sync_is_durable(seed: int, operat
     disk = platter.attach()
     _, durable = await opened(disk)
     await assert_legal(disk, durable, [state])
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_segment_seen_after_a_failed_sync_of_its_name_is_kept(seed: int) -> None:
+    platter = MemoryDisk()
+    wal, _ = await opened(platter.attach())
+    Hook(platter).refused = {"syncdir": errno.EIO}
+    with suppress(StorageError):
+        for index in range(1, 100):
+            await wal.write([persist(entry(1, index, bytes(99)), term=1)])
+    platter.before = None
+    platter.kill()
+
+    wal, _ = await opened(platter.attach())
+    await wal.write([persist(term=2, vote=ME)])
+    platter.crash(random.Random(seed))
+
+    assert len([n for n in platter.seen() if n.endswith(".wal")]) == 2
+    assert (await restarted(platter)).hard_state.vote == ME
 
 
 # A rotting disk.

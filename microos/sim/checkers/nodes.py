@@ -17,7 +17,7 @@ from microos.config.machine import ConfigMachine
 from microos.config.messages import Changed
 from microos.raft.composite import Machines
 from microos.raft.core import Raft
-from microos.raft.entry import Entry, SnapshotMark
+from microos.raft.entry import Entry
 from microos.raft.notes import BecameLeader, Committed
 from microos.sim.process import Process
 from microos.sim.workload import Holding, Operation
@@ -43,14 +43,16 @@ class NodesChecker:
         self.oracle: Machines | None = None
         self.committed: dict[Index, Entry] = {}
         self.last_index = Index(0)
-        self._founding: SnapshotMark | None = None
+        self._seen: dict[tuple[str, int], Index] = {}
         self._leaders: dict[Term, str] = {}
         self._clusters: dict[str, None] = {}
         self._digests: dict[Index, int] = {}
         self._written: dict[str, tuple[Index, int]] = {}
         """Each value: where it was written, and the version it made."""
-        self._versions: dict[str, list[tuple[Index, int, str]]] = {}
+        self._documents: dict[tuple[str, int], tuple[str, int]] = {}
+        """Each (name, version): the value and the revision."""
         self._tokens: dict[str, int] = {}
+        self._grants: dict[tuple[str, int], None] = {}
 
     def _fail(self, kind: str, invariant: str, detail: str) -> None:
         self._world.fail(kind, invariant, detail)
@@ -68,7 +70,7 @@ class NodesChecker:
         if isinstance(note, BecameLeader):
             self._elected(process.name, raft, note.term)
         elif isinstance(note, Committed):
-            self._follow(process.name, node, raft, note.index)
+            self._follow(process, node, raft, note.index)
 
     def _elected(self, name: str, raft: Raft, term: Term) -> None:
         before = self._leaders.setdefault(term, name)
@@ -84,27 +86,26 @@ class NodesChecker:
                     f"{name} leads term {term} without ({last}, {wanted}): {found}",
                 )
 
-    def _follow(self, name: str, node: Node, raft: Raft, commit: Index) -> None:
-        first = max(raft.log.first_index, self._checked(name) + 1)
+    def _follow(self, process: Process, node: Node, raft: Raft, commit: Index) -> None:
+        key = (process.name, process.boot)
+        first = max(raft.log.first_index, self._seen.get(key, 0) + 1)
         if self.oracle is None:
-            self._found(node)
+            self._begin(node, raft)
         for entry in raft.log.slice(Index(first), commit) if first <= commit else ():
             known = self.committed.get(entry.index)
             if known is None:
-                self._commit(name, entry)
+                self._commit(process.name, entry)
             elif known != entry:
-                self._fail("safety", "raft.state_machine", f"{name}: {entry}, others: {known}")
-        self._seen[name] = commit
+                detail = f"{process.name}: {entry}, others: {known}"
+                self._fail("safety", "raft.state_machine_safety", detail)
+        self._seen[key] = commit
 
-    def _checked(self, name: str) -> int:
-        return self._seen.get(name, 0)
-
-    def _found(self, node: Node) -> None:
-        """Begin the oracle as the founders begin: with the snapshot of the founding."""
-        cluster = node._lifecycle._founded
-        assert cluster is not None
-        mark = cluster.mark()
-        self.oracle = Machines(cluster.epoch, (LockMachine(), ConfigMachine()))
+    def _begin(self, node: Node, raft: Raft) -> None:
+        """Begin the oracle as the founders begin: with the founding as its snapshot."""
+        mark = raft.log.mark
+        assert mark is not None and mark.index == 1, "the first commit is a founder's"
+        identity = node._lifecycle._identity
+        self.oracle = Machines(identity.epoch, (LockMachine(), ConfigMachine()))
         self.oracle.begin(mark)
         self.last_index = mark.index
 
@@ -122,3 +123,81 @@ class NodesChecker:
                 self._changed(entry.index, event)
             elif machine == SYNC and isinstance(event, Grant):
                 self._granted(event)
+
+    def _changed(self, index: Index, event: Changed) -> None:
+        value = "" if event.document is None else str(msgspec.msgpack.decode(event.document))
+        if value in self._written:
+            self._fail("safety", "exactly_once", f"{value} written again at {index}")
+        self._written[value] = (index, event.version)
+        self._documents[event.name, event.version] = (value, event.revision)
+
+    def _granted(self, grant: Grant) -> None:
+        """Tokens rise; no running owner before it still believes in its own."""
+        if grant.token <= self._tokens.get(grant.name, 0):
+            self._fail("safety", "sync.token", f"{grant} after {self._tokens[grant.name]}")
+        self._tokens[grant.name] = grant.token
+        self._grants[grant.name, grant.token] = None
+        for holding in self._holdings():
+            session = holding.lease._session
+            sure = session.deadline > holding.process.clock.now() and not session._ended
+            running = not holding.process.gate.dead and not holding.process.gate.paused
+            earlier = holding.name == grant.name and holding.lease.token < grant.token
+            if earlier and sure and running and not holding.lease._revoked:
+                self._fail("safety", "sync.lost_after_grant", f"{holding} beside {grant}")
+
+    # At the end.
+
+    def agrees(self, name: str, node: Node) -> None:
+        """A node's state is what the log makes of it."""
+        state = node.state()
+        if state is not None and self._digests.get(Index(state[0]), state[1]) != state[1]:
+            self._fail("safety", "digest", f"{name} differs at {state[0]}")
+
+    def final(self, history: list[Operation]) -> None:
+        """Judge the history by the log."""
+        placed: list[tuple[Operation, str, int]] = []
+        for operation in history:
+            if operation.kind == "set":
+                self._set(operation, placed)
+            elif operation.outcome == "ok" and operation.kind == "read":
+                self._read(operation, placed)
+            elif operation.token:
+                if (operation.name, operation.token) not in self._grants:
+                    self._fail("linearizability", "lock.token", f"{operation} is not in the log")
+                placed.append((operation, operation.name, operation.token))
+        self._real_time(placed)
+
+    def _set(self, operation: Operation, placed: list[tuple[Operation, str, int]]) -> None:
+        written = self._written.get(operation.value)
+        if operation.outcome == "ok":
+            if written is None or written[1] != operation.version:
+                self._fail("linearizability", "set.result", f"{operation}, the log: {written}")
+                return
+            placed.append((operation, operation.name, written[0]))
+        elif operation.outcome in ("refused", "unavailable") and written is not None:
+            self._fail("linearizability", "set.no_effect", f"{operation}, the log: {written}")
+
+    def _read(self, operation: Operation, placed: list[tuple[Operation, str, int]]) -> None:
+        found = self._documents.get((operation.name, operation.version), ("", 0))
+        if found != (operation.value, operation.revision):
+            self._fail("linearizability", "read.value", f"{operation}, the log: {found}")
+        placed.append((operation, operation.name, unpacked(operation.revision)[1]))
+
+    def _real_time(self, placed: list[tuple[Operation, str, int]]) -> None:
+        """Per name, nothing stands before what had been answered before it was asked."""
+        returned = sorted(
+            (o.returned_ns, name, place) for o, name, place in placed if o.returned_ns is not None
+        )
+        highest: dict[str, int] = {}
+        at = 0
+        for operation, name, place in sorted(placed, key=lambda p: p[0].called_ns):
+            while at < len(returned) and returned[at][0] < operation.called_ns:
+                _, other, reached = returned[at]
+                highest[other] = max(highest.get(other, 0), reached)
+                at += 1
+            if place < highest.get(name, 0):
+                self._fail(
+                    "linearizability",
+                    "real_time",
+                    f"{operation} stands at {place}, {highest[name]} had been answered before",
+                )
