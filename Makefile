@@ -18,7 +18,7 @@ READY := .venv/ready
 
 SEEDS ?= 100
 START ?= 0
-LAYER ?= cores
+LAYER ?=
 JOBS ?= 2
 
 # pip reads [dependency-groups] from 25.1 on; what comes with an older python is older.
@@ -32,7 +32,7 @@ demo: $(READY)
 	$(BIN)/python examples/cluster.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) $(if $(FAST),-m "not slow and not proc and not srv")
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(if $(FAST),-m "not slow and not proc and not srv")
 
 lint: $(READY)
 	$(BIN)/ruff format --check
@@ -41,10 +41,11 @@ lint: $(READY)
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
 sim: $(READY)
-	$(BIN)/python -m microos.sim --layer $(LAYER) \
+	$(BIN)/python -m microos.sim $(if $(LAYER),--layer $(LAYER)) \
 		$(if $(SEED),--seed $(SEED),--seeds $(START):$(shell expr $(START) + $(SEEDS)))
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --group bench
 	@for script in benchmarks/[a-z]*.py; do \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done

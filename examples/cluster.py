@@ -86,7 +86,7 @@ class Node:
 
     def start(self) -> None:
         self.wanted = True
-        with self.log.open("ab") as log:
+        with _uninterrupted(), self.log.open("ab") as log:
             # A group of its own, so that Ctrl-C reaches this program alone, which then ends it.
             self._process = subprocess.Popen(
                 self._command,
@@ -137,15 +137,12 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with _uninterrupted():
             # Their data goes with them, and all at once have nobody to hand over to.
             for node in self.nodes:
                 node.signal(signal.SIGKILL)
             for node in self.nodes:
                 node.wait()
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
 
     @property
     def running(self) -> list[Node]:
@@ -189,6 +186,21 @@ class Cluster:
             if time.monotonic() > until:
                 raise FailedError(f"not within {PATIENCE:g} s: {what}{last}", node)
             time.sleep(0.01)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep back Ctrl-C and SIGTERM while the block runs: no process may be begun and forgotten."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _free_ports() -> Iterator[int]:

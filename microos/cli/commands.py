@@ -64,11 +64,12 @@ def _speaking(verb: Verb) -> Verb:
         ),
         click.option(
             "--timeout",
+            metavar="SECONDS",
             type=click.FloatRange(min=0.0, max=86_400.0, min_open=True),
             envvar="MICROOS_TIMEOUT",
             default=TIMEOUT,
             show_default=True,
-            help="Longest wait for an answer [s].",
+            help="Longest wait for an answer; also MICROOS_TIMEOUT.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print data, one JSON per line."),
     )
@@ -213,6 +214,7 @@ def config_get(
 def _if_version(verb: Verb) -> Verb:
     return click.option(
         "--if-version",
+        metavar="VERSION",
         type=click.IntRange(min=0, max=2**63 - 1),
         help="Only if the document still has this version; 0: only if it is not there.",
     )(verb)
@@ -281,7 +283,9 @@ def _parsed(value: str) -> Any:
 
 @config.command("watch")
 @click.argument("path")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many states.")
+@click.option(
+    "--count", metavar="NUMBER", type=click.IntRange(min=1), help="End after so many states."
+)
 @_speaking
 def config_watch(
     node: str, cluster: str, timeout: float, as_json: bool, path: str, count: int | None
@@ -307,8 +311,18 @@ def config_watch(
 @cli.command()
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--ttl", type=float, help="How long the lock outlives its owner's last sign [s].")
-@click.option("--wait", type=float, help="How long to wait for it [s]; 0 tries, inf waits.")
+@click.option(
+    "--ttl",
+    metavar="SECONDS",
+    type=float,
+    help="How long the lock outlives its owner's last sign; by default as the node is set.",
+)
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=float,
+    help="How long to wait for it: 0 tries, inf waits; by default as the node is set.",
+)
 @_speaking
 def lock(
     node: str,

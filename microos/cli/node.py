@@ -34,7 +34,7 @@ exit codes: 0 left in order, 2 wrong usage or settings, 3 the port is taken, 1 a
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `microos-node`; exits with one of the codes of `cli/exits.py`."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         settings = Settings.load(options.settings, defaults={"bind": BIND}, **_told_by(options))
     except MicroosError as error:
@@ -45,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_run(settings, options.service, Printer(as_json=options.json_log)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the options."""
+    made = argparse.ArgumentParser(
         prog="microos-node",
         description="Run one node of a microos cluster until it is told to leave.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("--name", help="for people; unique in the cluster")
     add("--bind", metavar="HOST:PORT", help=f"default {BIND}; port 0 takes a free one")
     add(
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--print-settings", action="store_true", help="print all settings, explained, and exit")
     add("--json-log", action="store_true", help="one JSON per line instead of text")
     add("--version", action="version", version=f"microos {version('microos')}")
-    return parser
+    return made
 
 
 def _told_by(options: argparse.Namespace) -> dict[str, Any]:

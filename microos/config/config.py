@@ -22,7 +22,7 @@ from microos.errors import ConflictError, LimitError, RejectedError, by_name
 from microos.hlc import HybridClock
 from microos.node.kernel import Kernel
 from microos.node.statistics import QueueStatistics
-from microos.node.watch import Watch, Watchers
+from microos.node.watch import Boards, Watch
 from microos.raft.composite import Restored
 from microos.raft.machine import Refused
 
@@ -53,7 +53,7 @@ class Config:
         self._kernel = kernel
         self._machine = machine
         self._hlc = HybridClock()
-        self._watchers: dict[str, Watchers[Any]] = {}
+        self._watchers: Boards[State] = Boards()
         kernel.register(machine, self._told)
         kernel.add_queues(self._queues)
 
@@ -140,8 +140,7 @@ class Config:
         A document that is deleted yields a state whose value is None.
         """
         key = f"{namespace}/{_parse(path)[0]}"
-        watchers = self._watchers.setdefault(key, Watchers())
-        return watchers.watch(lambda: self.read(path, namespace=namespace))
+        return self._watchers.watch(key, lambda: self.read(path, namespace=namespace))
 
     def value(self, path: str, of: type[T], *, namespace: str = "default") -> Value[T]:
         """Return a typed handle on `path`. Costs nothing, reaches for nothing."""
@@ -168,16 +167,14 @@ class Config:
     def _told(self, event: object) -> None:
         match event:
             case Changed():
-                watchers = self._watchers.get(f"{event.namespace}/{event.name}")
-                if watchers is not None:
-                    watchers.tell()
+                self._watchers.tell(f"{event.namespace}/{event.name}")
             case Restored():
-                for watchers in self._watchers.values():
-                    watchers.tell()
+                for key in self._watchers:
+                    self._watchers.tell(key)
 
     def _queues(self) -> tuple[QueueStatistics, ...]:
-        watches = sum(len(watchers) for watchers in self._watchers.values())
-        return (QueueStatistics("config.watches", watches, watches, "latest", 0),)
+        waiting, bound = self._watchers.waiting, len(self._watchers) * limits.WATCH_QUEUE
+        return (QueueStatistics("config.watches", waiting, bound, "latest", 0),)
 
 
 class Value(Generic[T]):

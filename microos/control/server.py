@@ -301,7 +301,9 @@ class _Connection:
         ]
 
     async def _instances(self, ask: OfService, request: Request) -> Any:
-        return [msgspec.to_builtins(i) for i in self._node.discovery.instances(ask.service)]
+        instances = self._node.discovery.instances(ask.service)
+        # Labels are read-only mappings, which only `dict` makes plain.
+        return [msgspec.to_builtins(i, enc_hook=dict) for i in instances]
 
     async def _config_list(self, _: Nothing, request: Request) -> Any:
         return list(self._node.config.paths())

@@ -8,6 +8,7 @@ change, serves all readers on any thread.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -19,7 +20,8 @@ from microos.errors import LimitError, RemoteProtocolError
 from microos.gossip.members import Member, State
 from microos.node.kernel import Kernel
 from microos.node.statistics import QueueStatistics
-from microos.node.watch import Watch, Watchers
+from microos.node.watch import Boards, Watch
+from microos.types import Address
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -33,7 +35,8 @@ class Instance(msgspec.Struct, frozen=True):
     """Name of its node."""
     address: str
     """HOST:PORT."""
-    labels: dict[str, str]
+    labels: Mapping[str, str]
+    """Read-only."""
     endpoints: tuple[str, ...]
     state: str
     """`alive`, or `suspect`: still listed, picked last."""
@@ -50,7 +53,7 @@ class Discovery:
         self._own: dict[str, ServiceRecord] = {}
         self._records: dict[bytes, tuple[ServiceRecord, ...]] = {}
         self._snapshot: _Snapshot = MappingProxyType({})
-        self._watchers: dict[str, Watchers[tuple[Instance, ...]]] = {}
+        self._watchers: Boards[tuple[Instance, ...]] = Boards()
         self.malformed = 0
         """Records of other nodes that could not be read."""
         kernel.on_members(self._rebuild)
@@ -124,8 +127,7 @@ class Discovery:
 
     def watch(self, service: str) -> Watch[tuple[Instance, ...]]:
         """Return a block that yields the instances now, then the newest at each change of them."""
-        watchers = self._watchers.setdefault(service, Watchers())
-        return watchers.watch(lambda: self.instances(service))
+        return self._watchers.watch(service, lambda: self.instances(service))
 
     def _rebuild(self) -> None:
         """Publish a new snapshot and tell those whose service has changed."""
@@ -140,11 +142,9 @@ class Discovery:
         self._snapshot = MappingProxyType(
             {name: tuple(sorted(listed[name], key=_order)) for name in sorted(listed)}
         )
-        for name, watchers in list(self._watchers.items()):
-            if not len(watchers):
-                del self._watchers[name]
-            elif before.get(name, ()) != self._snapshot.get(name, ()):
-                watchers.tell()
+        for name in self._watchers:
+            if before.get(name, ()) != self._snapshot.get(name, ()):
+                self._watchers.tell(name)
 
     def _read(
         self, member: Member, records: dict[bytes, tuple[ServiceRecord, ...]]
@@ -165,8 +165,8 @@ class Discovery:
         return records[data]
 
     def _queues(self) -> tuple[QueueStatistics, ...]:
-        watches = sum(len(watchers) for watchers in self._watchers.values())
-        return (QueueStatistics("discovery.watches", watches, watches, "latest", 0),)
+        waiting, bound = self._watchers.waiting, len(self._watchers) * limits.WATCH_QUEUE
+        return (QueueStatistics("discovery.watches", waiting, bound, "latest", 0),)
 
 
 def _instance(member: Member, service: ServiceRecord) -> Instance:
@@ -176,8 +176,8 @@ def _instance(member: Member, service: ServiceRecord) -> Instance:
         version=service.version,
         node=member.node,
         name=member.name,
-        address=f"{member.address.host}:{port}",
-        labels=service.labels,
+        address=str(Address(member.address.host, port)),
+        labels=MappingProxyType(service.labels),
         endpoints=service.endpoints,
         state=member.state.name.lower(),
     )

@@ -678,15 +678,11 @@ class Lifecycle:
         await self._links.bye(self.settings.gossip.leave_timeout)
 
     async def _hand_over(self) -> None:
-        """Give leadership to another voter, the one that has most of the log."""
+        """Give leadership to a voter that stays, the one that has most of the log."""
         consensus = self._consensus
         while consensus is not None and consensus.leads():
-            status = consensus.status()
-            heirs = {
-                node: progress.match
-                for node, progress in status.progress.items()
-                if node in status.configuration.voters and node != self.node
-            }
+            progress = consensus.status().progress
+            heirs = {node: progress[node].match for node in self._staying() if node in progress}
             if not heirs:
                 return
             consensus.transfer(max(heirs, key=lambda node: (heirs[node], node)))
@@ -695,11 +691,19 @@ class Lifecycle:
             )
 
     async def _wait_let_go(self) -> None:
-        """Wait until the group's configuration is without this node."""
-        consensus = self._consensus
+        """Wait until the group's configuration is without this node, or nobody is left to do it."""
         pause = self.settings.raft.heartbeat_interval
-        while consensus is not None and self.node in self._voters():
+        while self.node in self._voters() and self._staying():
             await self._clock.sleep_until(self._clock.now() + pause)
+
+    def _staying(self) -> list[NodeId]:
+        """Return the other voters that are alive and not leaving."""
+        voters = self._voters()
+        return [
+            member.node
+            for member in self.members()
+            if member.state == State.ALIVE and member.node in voters and member.node != self.node
+        ]
 
     def _voters(self) -> tuple[NodeId, ...]:
         """Return who votes, as this node has applied it."""

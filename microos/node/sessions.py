@@ -180,6 +180,7 @@ class Sessions:
         self._number = 0
         self._sent: dict[int, float] = {}
         self._hurry = trio.Event()
+        self._opened = trio.Event()
 
         self._term = Term(0)
         self._leading = False
@@ -207,6 +208,7 @@ class Sessions:
                     session = await self._open(ttl, deadline)
                     self._own[ttl] = session
                     self._hurry.set()
+                    self._opened.set()
                 return session
         assert scope.cancelled_caught
         raise NoQuorumError(f"no session could be opened in time: {self._consensus.reason()}")
@@ -253,22 +255,22 @@ class Sessions:
             nursery.start_soon(self._watch_own)
 
     async def _keep_alive(self) -> None:
+        """Renew what is due, all in one message; again after E/2 while nobody answers."""
         while True:
+            hurried = self._hurry.is_set()
             self._hurry = trio.Event()
+            now = self._clock.now()
             live = [s for s in self._own.values() if not s.lost]
-            if live:
+            if live and (hurried or any(self._due_at(s) <= now for s in live)):
                 self._renew(tuple(s.id for s in live))
-            interval = min((self._interval(s) for s in live), default=inf)
-            with self._clock.timeout_at(self._clock.now() + interval):
+            pause = self._settings.election_timeout_max / 2
+            at = min((max(self._due_at(s), now + min(s.ttl / 3, pause)) for s in live), default=inf)
+            with self._clock.timeout_at(at):
                 await self._hurry.wait()
 
-    def _interval(self, session: Session) -> float:
-        """Return how long until the next keep-alive: a third of the ttl, sooner in jeopardy."""
-        left = session.deadline - self._clock.now()
-        fresh = session.ttl * (1.0 - self._settings.clock_drift_max) * 2 / 3
-        in_jeopardy = left < fresh - self._settings.election_timeout_max / 2
-        third = session.ttl / 3
-        return min(third, self._settings.election_timeout_max / 2) if in_jeopardy else third
+    def _due_at(self, session: Session) -> float:
+        """Return when a third of the ttl has passed since the keep-alive answered last."""
+        return session.deadline - self._until(0.0, session.ttl) + session.ttl / 3
 
     def _renew(self, ids: tuple[SessionId, ...]) -> None:
         self._number += 1
@@ -285,11 +287,11 @@ class Sessions:
     async def _watch_own(self) -> None:
         """Lose a session the moment its deadline passes, whoever looks."""
         while True:
-            hurry = self._hurry
+            self._opened = trio.Event()
             live = [s for s in self._own.values() if not s.lost]
             at = min((s.deadline for s in live), default=inf)
             with self._clock.timeout_at(at):
-                await hurry.wait()
+                await self._opened.wait()
 
     def receive(self, body: bytes, sender: NodeId) -> None:
         """Take in one frame of the session channel.

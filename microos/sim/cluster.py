@@ -63,6 +63,10 @@ class Bounds(msgspec.Struct, frozen=True):
     tick: float = 0.01
 
 
+PATIENCE = 600.0
+"""A scenario that has not ended by then waits for what will not come [s of world time]."""
+
+
 class Wires(SimulatedNetwork):
     """The network, with an ear: counts what arrives, by what it is."""
 
@@ -214,13 +218,21 @@ class Cluster:
 
     # Running.
 
-    def run(self, scenario: Callable[[Cluster], Awaitable[None]]) -> None:
-        """Boot all nodes, run the scenario to its end, look for what went wrong."""
+    def run(self, scenario: Callable[[Cluster], Awaitable[None]], within: float = PATIENCE) -> None:
+        """Boot all nodes, run the scenario to its end, look for what went wrong.
+
+        Raises:
+            AssertionError: Something did, or it took more than `within` [s of world time].
+        """
+        self.world.at(int(within * SECOND), lambda: self._too_long(within))
         simulate(self.world, lambda: self._main(scenario))
         if self.error is not None:
             raise self.error
         if self.world.failure is not None:
             raise AssertionError(f"seed {self.world.seed}: {self.world.failure}")
+
+    def _too_long(self, within: float) -> None:
+        self.world.fail("liveness", "scenario", f"it did not end within {within:g} s")
 
     async def _main(self, scenario: Callable[[Cluster], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:
@@ -354,19 +366,21 @@ class Cluster:
 
     def start(self, number: int, **changes: Any) -> None:
         """Start a machine that has not run, or again after its end, with settings of its own."""
-        self.machines[number].changes.update(changes)
-        self._boot(self.machines[number])
+        machine = self.machines[number]
+        assert not machine.running
+        machine.changes.update(changes)
+        if machine.node is not None:
+            self.checks.left.pop(machine.node.id, None)
+        self._boot(machine)
 
     def restart(self, number: int, *, disk: bool = True) -> None:
         """Start a process again, on its disk or an empty one."""
         machine = self.machines[number]
         assert not machine.running
-        if machine.node is not None:
-            self.checks.left.pop(machine.node.id, None)
         if not disk:
             machine.platter = MemoryDisk()
             machine.platter.before = machine._before
-        self._boot(machine)
+        self.start(number)
 
     async def leave(self, number: int) -> None:
         """Let a node leave in order, and end its process."""
@@ -445,10 +459,11 @@ def run_cluster(
     seeds: int = 3,
     weather: Weather | None = None,
     first: int | None = None,
+    within: float = PATIENCE,
 ) -> Cluster:
     """Run one scenario in a fresh cluster; return it for a look at its notes."""
     cluster = Cluster(
         nodes, seed=seed, settings=settings, seeds=seeds, weather=weather, first=first
     )
-    cluster.run(scenario)
+    cluster.run(scenario, within)
     return cluster

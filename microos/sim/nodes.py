@@ -180,6 +180,8 @@ class NodesWorld:
 
     async def _live(self, machine: Machine, process: Process) -> None:
         """One boot: a node, its users, and the supervisor that restarts what ended by itself."""
+        if process.gate.dead:
+            return  # It crashed in the very instant of its start.
 
         def observe(source: str, note: object) -> None:
             self.note(machine, source, note)

@@ -36,11 +36,16 @@ class Process:
         self.clock = NodeClock(line, self.gate.timer)
         self.network: MemoryHost = hub.host(name, ip=ip, gate=self.gate)
         self._scope = trio.CancelScope()
+        self._streams: dict[str, Random] = {}
         self._entropy = self.random("entropy")
 
     def random(self, consumer: str) -> Random:
-        """Return the stream of chance of one consumer of this boot."""
-        return self.world.random(f"{self.name}/{self.boot}/{consumer}")
+        """Return the stream of chance of one consumer of this boot: one, however often asked."""
+        stream = self._streams.get(consumer)
+        if stream is None:
+            stream = self.world.random(f"{self.name}/{self.boot}/{consumer}")
+            self._streams[consumer] = stream
+        return stream
 
     def entropy(self, size: int) -> bytes:
         return self._entropy.randbytes(size)

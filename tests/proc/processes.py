@@ -253,10 +253,13 @@ class Processes:
     def running(self) -> tuple[Process, ...]:
         return tuple(node for node in self.all if node.runs)
 
-    def make(self, count: int, *, seeds: int = 3, services: bool = False) -> tuple[Process, ...]:
+    def make(
+        self, count: int, *more: str, seeds: int = 3, services: bool = False
+    ) -> tuple[Process, ...]:
         """Return `count` nodes `a`, `b`, ... that know each other's addresses; none is started.
 
         Args:
+            more: Options of all of them.
             seeds: So many of the first are the seeds of all.
             services: Each announces a service `from-<name>`.
         """
@@ -264,7 +267,8 @@ class Processes:
         assert len(set(ports)) == count, "two nodes were given one port"
         join = ",".join(f"127.0.0.1:{port}" for port in ports[:seeds])
         for name, port in zip("abcdefgh", ports, strict=False):
-            self.add(name, port, join, *(["--service", f"from-{name}=1.0"] if services else []))
+            service = ("--service", f"from-{name}=1.0") if services else ()
+            self.add(name, port, join, *more, *service)
         return self.all
 
     def add(self, name: str, port: int, join: str, *more: str) -> Process:
@@ -274,9 +278,11 @@ class Processes:
         self._nodes[name] = node
         return node
 
-    def form(self, count: int, *, seeds: int = 3, services: bool = False) -> tuple[Process, ...]:
-        """Start `count` nodes and wait until they are one cluster."""
-        for node in self.make(count, seeds=seeds, services=services):
+    def form(
+        self, count: int, *more: str, seeds: int = 3, services: bool = False
+    ) -> tuple[Process, ...]:
+        """Start `count` nodes and wait until they are one cluster. Arguments as `make`."""
+        for node in self.make(count, *more, seeds=seeds, services=services):
             node.start()
         self.whole()
         return self.all

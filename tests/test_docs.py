@@ -1,0 +1,39 @@
+"""Documentation that is made from the code is current, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.slow
+def test_the_manuals_are_current(tmp_path: Path) -> None:
+    code = (
+        "import runpy, pathlib, sys\n"
+        f"made = runpy.run_path({str(ROOT / 'docs' / 'generate.py')!r})\n"
+        "for name, text in made['MANUALS'].items():\n"
+        "    pathlib.Path(sys.argv[1], name).write_text(text(), encoding='utf-8')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path)
+
+    for made in sorted(tmp_path.glob("*.md")):
+        kept = (ROOT / "docs" / made.name).read_text(encoding="utf-8")
+        assert kept == made.read_text(encoding="utf-8"), f"docs/{made.name}: run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    named = re.findall(r"`((?:microos|tests|docs|examples|benchmarks)/[\w/.]+\.\w+)`", text)
+
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
