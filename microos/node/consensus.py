@@ -122,10 +122,20 @@ class Consensus:
         self._heard: dict[NodeId, float] = {}
         self._unwritten: list[Persist] = []
         self._unwritten_awake = trio.Event()
+        self._writing: list[Persist] = []
+        self._arrived: dict[Index, Sequence[bytes]] = {}
+        """States that came with snapshots of which the core is told in the next turn."""
+        self._restored: dict[Index, Sequence[bytes]] = {}
+        """States restored from those, until they are in files of our own."""
         self._pending: dict[tuple[int, int], _Pending] = {}
         self._reads: dict[int, _Read] = {}
         self._context = 0
         self._mark = mark
+        self._arrived: dict[SnapshotMark, tuple[bytes, ...]] = {}
+        """Snapshots the next turn will see; it takes one of them or none."""
+        self._restoring: dict[SnapshotMark, tuple[bytes, ...]] = {}
+        """Snapshots taken, until they are in their files."""
+        self._compaction: tuple[SnapshotMark, Index] | None = None
         self._bytes_since_mark = 0
         self._snapshotting = False
         self._last_applied: Entry | None = None
@@ -266,6 +276,11 @@ class Consensus:
         self._awake.set()
 
     @property
+    def waiting_reads(self) -> int:
+        """How many reads wait for a majority to confirm them."""
+        return len(self._reads)
+
+    @property
     def leader(self) -> NodeId | None:
         """Whom this node follows; itself if it leads; None if it knows of nobody."""
         return self._raft.leader
@@ -306,6 +321,19 @@ class Consensus:
                 "consensus.inbox", len(self._inbox), limits.INBOX, "drop_newest", self._drops
             ),
             QueueStatistics("consensus.commands", len(self._pending), limits.INBOX, "refuse", 0),
+            QueueStatistics("consensus.reads", len(self._reads), limits.INBOX, "refuse", 0),
+            QueueStatistics(
+                "consensus.unwritten_bytes",
+                sum(
+                    len(entry.data)
+                    for batch in (*self._writing, *self._unwritten)
+                    for entry in batch.entries
+                ),
+                # Of a leader's proposals the one bound counts, of what it sends the other.
+                self._settings.uncommitted_bytes_max + self._settings.inflight_bytes_max,
+                "refuse",
+                0,
+            ),
         )
 
     # The tasks.
@@ -331,7 +359,8 @@ class Consensus:
             while not self._unwritten:
                 self._unwritten_awake = trio.Event()
                 await self._unwritten_awake.wait()
-            batches, self._unwritten = self._unwritten, []
+            batches = self._writing = self._unwritten
+            self._unwritten = []
             try:
                 for batch in batches:
                     if batch.snapshot is not None:
@@ -349,12 +378,13 @@ class Consensus:
                 self._end("failed")
                 return
             self.storage = "ok"
+            self._writing = []
             for batch in batches:
                 self.post(Persisted(batch.token))
 
     async def _keep(self, mark: SnapshotMark) -> None:
         """Write the snapshot received for `mark` to its file, before the log refers to it."""
-        await write_snapshot(self._runtime.disk, mark, self._snapshots.chunks(mark))
+        await write_snapshot(self._runtime.disk, mark, self._restoring.pop(mark))
         self._mark = mark
 
     def _end(self, why: str) -> None:
@@ -371,10 +401,16 @@ class Consensus:
         for _ in range(len(self._inbox)):
             item, sender = self._inbox.popleft()
             self._raft.receive(item, sender, now)
+        if self._compaction is not None:
+            # After the inbox: what a snapshot covers has been reported as applied by now.
+            self._raft.compact(*self._compaction)
+            self._compaction = None
         self._propose(now)
         self._ask_again(now)
         self._raft.wake(now)
         self._perform(self._raft.take())
+        self._arrived.clear()
+        self._arrived.clear()
 
     def _propose(self, now: float) -> None:
         """Hand all commands that are due to raft as one batch."""
@@ -432,7 +468,8 @@ class Consensus:
 
     def _persist(self, persist: Persist) -> None:
         if persist.snapshot is not None:
-            self._machines.restore(self._snapshots.chunks(persist.snapshot))
+            chunks = self._restoring[persist.snapshot] = self._arrived[persist.snapshot]
+            self._machines.restore(chunks)
             self._last_applied = None
             self._bytes_since_mark = 0
             for machine, event in self._machines.restored():
@@ -453,6 +490,7 @@ class Consensus:
 
     def arrived(self, snapshot: Arrived) -> None:
         """Take in a snapshot that has arrived as a whole."""
+        self._arrived[snapshot.message.mark] = snapshot.chunks
         self.post(snapshot.message, snapshot.sender)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
@@ -520,6 +558,7 @@ class Consensus:
             return  # The log still has everything; the next occasion tries again.
         finally:
             self._snapshotting = False
-        self._mark = mark
-        self._raft.compact(mark, first)
-        self._awake.set()
+        if self._mark is None or self._mark.index < mark.index:
+            self._mark = mark
+            self._compaction = (mark, first)
+            self._awake.set()

@@ -13,12 +13,16 @@ import trio
 
 from microos.codec import encode
 from microos.node.runtime import Runtime
+from microos.node.statistics import QueueStatistics
 from microos.raft.bootstrap import Cluster, Founding, FoundingMessage, decode_founding_message
 from microos.storage.files import write_small
 from microos.types import Address, NodeId
 from microos.wire import Channel
 
 FILE = "founding"
+
+INBOX = 256
+"""Messages waiting for the next turn; the oldest give way, and are asked for again."""
 
 
 class Founder:
@@ -39,7 +43,8 @@ class Founder:
         self._seen = seen
         self._send = send
         self._on_note = on_note
-        self._inbox: deque[tuple[FoundingMessage, Address]] = deque(maxlen=256)
+        self._inbox: deque[tuple[FoundingMessage, Address]] = deque(maxlen=INBOX)
+        self._drops = 0
         self._awake = trio.Event()
         self._heard: Cluster | None = None
 
@@ -49,8 +54,14 @@ class Founder:
         Raises:
             RemoteProtocolError: The frame breaks the protocol.
         """
-        self._inbox.append((decode_founding_message(body), sender))
+        message = decode_founding_message(body)
+        self._drops += len(self._inbox) == INBOX
+        self._inbox.append((message, sender))
         self._awake.set()
+
+    def queues(self) -> tuple[QueueStatistics, ...]:
+        size = len(self._inbox)
+        return (QueueStatistics("founding.inbox", size, INBOX, "drop_oldest", self._drops),)
 
     def heard(self, cluster: Cluster) -> None:
         """Take note of a cluster that exists already."""

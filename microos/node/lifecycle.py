@@ -51,6 +51,7 @@ from microos.node.statistics import NodeStatistics, QueueStatistics
 from microos.node.steward import Steward
 from microos.raft.bootstrap import Cluster, Founding, FoundingState, solo
 from microos.raft.composite import SYSTEM, Machines, Restored
+from microos.raft.configuration import voters as everybody
 from microos.raft.core import Raft
 from microos.raft.entry import HardState, Persist, SnapshotMark, Token
 from microos.raft.log import Log
@@ -637,6 +638,8 @@ class Lifecycle:
     async def barrier(self, *, timeout: float) -> None:
         deadline = self._clock.now() + timeout
         consensus, _ = await self._group(deadline)
+        if consensus.waiting_reads >= limits.INBOX:
+            raise OverloadedError(f"{limits.INBOX} reads are waiting already; try again later")
         await consensus.barrier(deadline)
 
     async def session(self, ttl: float, *, timeout: float) -> Session:
@@ -706,8 +709,8 @@ class Lifecycle:
         ]
 
     def _voters(self) -> tuple[NodeId, ...]:
-        """Return who votes, as this node has applied it."""
-        return self._applied.configuration.voters if self._applied is not None else ()
+        """Return who votes, as this node has applied it; while a change is joint, both halves."""
+        return everybody(self._applied.configuration) if self._applied is not None else ()
 
     # What it says of itself.
 
@@ -745,8 +748,9 @@ class Lifecycle:
             )
             for link in links.links
         ]
-        if self._consensus is not None:
-            queues += self._consensus.queues()
+        for part in (self._founder, self._consensus, self._snapshots):
+            if part is not None:
+                queues += part.queues()
         configuration = status.configuration if status is not None else None
         counters = self.counters + self._membership.counters + _counters(links)
         return NodeStatistics(
@@ -762,7 +766,9 @@ class Lifecycle:
             raft_commit_index=status.commit if status is not None else 0,
             raft_applied_index=status.applied if status is not None else 0,
             raft_last_index=status.last_index if status is not None else 0,
-            voters=tuple(names.get(n, n) for n in configuration.voters) if configuration else (),
+            voters=tuple(names.get(n, n) for n in everybody(configuration))
+            if configuration
+            else (),
             learners=tuple(names.get(n, n) for n in configuration.learners)
             if configuration
             else (),

@@ -1,4 +1,4 @@
-"""Carries snapshots between nodes, and holds the one that has arrived until it is restored.
+"""Carries snapshots between nodes, whole and verified or not at all.
 
     leader                                   follower
       Offer(transfer, message, size, digest) ─▶
@@ -12,7 +12,7 @@ digest is right is the core told of the snapshot: nothing is committed by parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -23,7 +23,7 @@ from microos.clock import Clock
 from microos.codec import Decoder, encode
 from microos.errors import RemoteProtocolError, StorageError
 from microos.hashing import xxh3
-from microos.raft.entry import SnapshotMark
+from microos.node.statistics import QueueStatistics
 from microos.raft.messages import Snapshot
 from microos.storage.disk import Disk
 from microos.storage.snapshot import decode_snapshot, read_snapshot_bytes
@@ -69,6 +69,8 @@ class Arrived(msgspec.Struct, frozen=True):
 
     message: Snapshot
     sender: NodeId
+    chunks: tuple[bytes, ...]
+    """The state."""
 
 
 class _Incoming:
@@ -103,13 +105,6 @@ class Snapshots:
         self._on_arrived = on_arrived
         self._incoming: _Incoming | None = None
         self._outgoing: dict[int, _Outgoing] = {}
-        self._whole: tuple[SnapshotMark, tuple[bytes, ...]] | None = None
-
-    def chunks(self, mark: SnapshotMark) -> Sequence[bytes]:
-        """Return the state that belongs to a mark handed to the core by `on_arrived`."""
-        assert self._whole is not None
-        assert self._whole[0].index == mark.index
-        return self._whole[1]
 
     async def send(self, node: NodeId, message: Snapshot) -> bool:
         """Send the snapshot of `message` to `node`; return whether it arrived as a whole."""
@@ -188,6 +183,5 @@ class Snapshots:
             return -1
         if mark != incoming.offer.message.mark:
             return -1
-        self._whole = (mark, tuple(chunks))
-        self._on_arrived(Arrived(incoming.offer.message, incoming.sender))
+        self._on_arrived(Arrived(incoming.offer.message, incoming.sender, chunks))
         return len(data)

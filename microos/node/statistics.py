@@ -41,6 +41,7 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     raft_applied_index: int
     raft_last_index: int
     voters: tuple[str, ...]
+    """Whose votes are needed: while a change of the group is under way, of both halves."""
     learners: tuple[str, ...]
     members_alive: int
     members_suspect: int
