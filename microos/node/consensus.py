@@ -123,10 +123,6 @@ class Consensus:
         self._unwritten: list[Persist] = []
         self._unwritten_awake = trio.Event()
         self._writing: list[Persist] = []
-        self._arrived: dict[Index, Sequence[bytes]] = {}
-        """States that came with snapshots of which the core is told in the next turn."""
-        self._restored: dict[Index, Sequence[bytes]] = {}
-        """States restored from those, until they are in files of our own."""
         self._pending: dict[tuple[int, int], _Pending] = {}
         self._reads: dict[int, _Read] = {}
         self._context = 0
@@ -384,7 +380,9 @@ class Consensus:
 
     async def _keep(self, mark: SnapshotMark) -> None:
         """Write the snapshot received for `mark` to its file, before the log refers to it."""
-        await write_snapshot(self._runtime.disk, mark, self._restoring.pop(mark))
+        if mark in self._restoring:  # Else an earlier try, whose log found no room, wrote it.
+            await write_snapshot(self._runtime.disk, mark, self._restoring[mark])
+            del self._restoring[mark]
         self._mark = mark
 
     def _end(self, why: str) -> None:
@@ -409,7 +407,6 @@ class Consensus:
         self._ask_again(now)
         self._raft.wake(now)
         self._perform(self._raft.take())
-        self._arrived.clear()
         self._arrived.clear()
 
     def _propose(self, now: float) -> None:
@@ -489,9 +486,10 @@ class Consensus:
         self.post(SnapshotSent(node, ok))
 
     def arrived(self, snapshot: Arrived) -> None:
-        """Take in a snapshot that has arrived as a whole."""
-        self._arrived[snapshot.message.mark] = snapshot.chunks
-        self.post(snapshot.message, snapshot.sender)
+        """Take in a snapshot that has arrived as a whole; without room it is refused for now."""
+        if self.storage == "ok":
+            self._arrived[snapshot.message.mark] = snapshot.chunks
+            self.post(snapshot.message, snapshot.sender)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

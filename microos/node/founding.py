@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 
 from microos.codec import encode
+from microos.node.patience import once_there_is_room
 from microos.node.runtime import Runtime
 from microos.node.statistics import QueueStatistics
 from microos.raft.bootstrap import Cluster, Founding, FoundingMessage, decode_founding_message
@@ -86,7 +87,7 @@ class Founder:
             self._founding.wake(now)
             effects = self._founding.take()
             if effects.persist is not None:
-                await write_small(self._runtime.disk, FILE, encode(effects.persist))
+                await self._keep(encode(effects.persist))
             for address, said in effects.messages:
                 self._say(seats, address, encode(said))
             for note in effects.notes:
@@ -98,6 +99,10 @@ class Founder:
             self._awake = trio.Event()
             with self._clock.timeout_at(self._founding.deadline):
                 await self._awake.wait()
+
+    async def _keep(self, state: bytes) -> None:
+        """Write what was promised; until it is durable nothing is answered."""
+        await once_there_is_room(self._clock, lambda: write_small(self._runtime.disk, FILE, state))
 
     def _say(self, seats: Mapping[Address, NodeId], address: Address, body: bytes) -> None:
         node = seats.get(address)

@@ -28,6 +28,7 @@ from microos.codec import Decoder, encode
 from microos.errors import (
     LimitError,
     NoQuorumError,
+    OverloadedError,
     RemoteProtocolError,
     StorageError,
     UnavailableError,
@@ -44,6 +45,7 @@ from microos.node.consensus import Consensus
 from microos.node.founding import FILE as FOUNDING_FILE
 from microos.node.founding import Founder
 from microos.node.membership import Membership
+from microos.node.patience import once_there_is_room
 from microos.node.runtime import Runtime
 from microos.node.sessions import Session, Sessions
 from microos.node.snapshots import Snapshots
@@ -280,13 +282,7 @@ class Lifecycle:
     async def _live(self, log: _OpenLog | None, seeds: tuple[Address, ...]) -> None:
         if log is None:
             cluster = await self._find(seeds)
-            # First what was founded: a crash after the identity must not lose who votes.
-            await write_small(self.runtime.disk, CLUSTER_FILE, encode(cluster))
-            self._identity = msgspec.structs.replace(
-                self._identity, cluster=cluster.id, epoch=cluster.epoch
-            )
-            await save_identity(self.runtime.disk, self._identity)
-            log = await self._open_log(cluster)
+            log = await once_there_is_room(self._clock, lambda: self._join(cluster))
         self._note("node", Founded(self._identity.cluster.hex()))
         told = encode(Told(self._identity.cluster, self._identity.epoch))
         tag = u64(self._identity.cluster) & 0xFFFF_FFFF or 1
@@ -297,6 +293,16 @@ class Lifecycle:
 
         self._membership.ask(tell)
         await self._take_part(log)
+
+    async def _join(self, cluster: Cluster) -> _OpenLog:
+        """Take the cluster for this node's own, for good, and begin its log."""
+        # First what was founded: a crash after the identity must not lose who votes.
+        await write_small(self.runtime.disk, CLUSTER_FILE, encode(cluster))
+        self._identity = msgspec.structs.replace(
+            self._identity, cluster=cluster.id, epoch=cluster.epoch
+        )
+        await save_identity(self.runtime.disk, self._identity)
+        return await self._open_log(cluster)
 
     async def _find(self, seeds: tuple[Address, ...]) -> Cluster:
         alone = self.settings.bootstrap == "solo" or (

@@ -106,6 +106,12 @@ class Snapshots:
         self._incoming: _Incoming | None = None
         self._outgoing: dict[int, _Outgoing] = {}
 
+    def queues(self) -> tuple[QueueStatistics, ...]:
+        size = 0 if self._incoming is None else len(self._incoming.data)
+        return (
+            QueueStatistics("snapshots.incoming_bytes", size, limits.SNAPSHOT_MAX, "latest", 0),
+        )
+
     async def send(self, node: NodeId, message: Snapshot) -> bool:
         """Send the snapshot of `message` to `node`; return whether it arrived as a whole."""
         try:

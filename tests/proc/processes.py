@@ -242,6 +242,8 @@ class Processes:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is not None:
+            print(self.tails())  # A failure within the block: pytest shows what was printed.
         for node in self._nodes.values():
             node.end()
 
