@@ -18,7 +18,6 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -112,6 +111,8 @@ def converted(name: str, kind: Any, told: Told) -> Any:
 
 def unknown(name: str, told: Told, names: Collection[str]) -> Fault:
     """Return the fault of a field that does not exist, with the nearest one that does."""
+    from difflib import get_close_matches  # Here, because only who mistypes pays for it.
+
     close = get_close_matches(name, names, 1)
     advice = f"did you mean {close[0]}?" if close else "remove it"
     return Fault(f"{name}{told.where}: no such setting; {advice}")

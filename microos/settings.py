@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -392,6 +391,8 @@ def _from_file(path: Path | str | None, faults: list[str]) -> dict[str, Told]:
     file = Path(FILE if path is None else path)
     if path is None and not file.is_file():
         return {}
+    import tomllib  # Here, because only who has a file pays for reading it.
+
     try:
         return flat(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
     except OSError as error:

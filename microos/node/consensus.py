@@ -136,6 +136,7 @@ class Consensus:
         self._snapshotting = False
         self._last_applied: Entry | None = None
         self._applied_moved = trio.Event()
+        self._failure = ""
         self.storage = "ok"
         """`ok`, `full` (refuses writes, keeps reading) or `failed` (this member has ended)."""
 
@@ -304,8 +305,10 @@ class Consensus:
 
     def reason(self) -> str:
         """Say in one sentence why nothing can be committed, or that it can."""
-        if self.storage != "ok":
-            return f"storage {self.storage}"
+        if self.storage == "full":
+            return "storage full: writes are refused, reads go on; make room"
+        if self.storage == "failed":
+            return f"storage failed, no more part in the group: {self._failure}"
         if self._raft.leader:
             return f"leader {self._raft.leader[:8]} of term {self._raft.term} did not answer"
         voters = len(self._machines.configuration.voters)
@@ -364,14 +367,14 @@ class Consensus:
                 await self._wal.write(batches)
             except StorageError as error:
                 if error.reason != "full":
-                    self._end("failed")
+                    self._end(error)
                     return
                 self.storage = "full"
                 self._unwritten = batches + self._unwritten
                 await self._clock.sleep_until(self._clock.now() + 1.0)
                 continue
-            except OSError:
-                self._end("failed")
+            except OSError as error:
+                self._end(error)
                 return
             self.storage = "ok"
             self._writing = []
@@ -385,9 +388,10 @@ class Consensus:
             del self._restoring[mark]
         self._mark = mark
 
-    def _end(self, why: str) -> None:
+    def _end(self, error: Exception) -> None:
         """End this member: nothing more is promised. Sync is never retried."""
-        self.storage = why
+        self.storage = "failed"
+        self._failure = str(error)
         for pending in self._pending.values():
             pending.done.set()
         self._awake.set()

@@ -691,7 +691,11 @@ class Lifecycle:
         consensus = self._consensus
         while consensus is not None and consensus.leads():
             progress = consensus.status().progress
-            heirs = {node: progress[node].match for node in self._staying() if node in progress}
+            heirs = {
+                node: progress[node].match
+                for node in self._staying()
+                if node in progress and node in self._voters()
+            }
             if not heirs:
                 return
             consensus.transfer(max(heirs, key=lambda node: (heirs[node], node)))
@@ -706,12 +710,12 @@ class Lifecycle:
             await self._clock.sleep_until(self._clock.now() + pause)
 
     def _staying(self) -> list[NodeId]:
-        """Return the other voters that are alive and not leaving."""
-        voters = self._voters()
+        """Return the others of the group that are alive and not leaving; a learner may vote soon."""
+        group = self._applied.configuration.members() if self._applied is not None else ()
         return [
             member.node
             for member in self.members()
-            if member.state == State.ALIVE and member.node in voters and member.node != self.node
+            if member.state == State.ALIVE and member.node in group and member.node != self.node
         ]
 
     def _voters(self) -> tuple[NodeId, ...]:
@@ -726,7 +730,7 @@ class Lifecycle:
             silent = [str(s) for s in self.settings.seeds]
             return f"not founded: waiting for a majority of the seeds {', '.join(silent)}"
         if self._consensus.storage != "ok":
-            return f"storage {self._consensus.storage}: writes are refused, reads go on"
+            return self._consensus.reason()
         if not self._ready.is_set():
             return (
                 self._quarantined and f"rejoining, its log was set aside: {self._quarantined}"

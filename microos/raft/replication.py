@@ -49,6 +49,7 @@ class Leadership:
         self._elected = now
         self._time = log.last_time
         self._wanted: dict[NodeId, bool] = {}
+        self._removed: dict[NodeId, Progress] = {}
         self.progress: dict[NodeId, Progress] = {}
         self.heartbeat_deadline = now + settings.heartbeat_interval
         self.quorum_deadline = now + settings.election_timeout_max / 2
@@ -66,6 +67,8 @@ class Leadership:
     def switch(self, configuration: Configuration, *, active: bool) -> None:
         """Follow a change of the configuration: newcomers are probed, the removed forgotten.
 
+        Who is removed is told the commit index once more: it learns that it may go.
+
         Args:
             active: Whether newcomers count as heard until the next check of the quorum.
         """
@@ -80,6 +83,8 @@ class Leadership:
                 )
                 self._wanted[node] = True
             self.progress[node] = known
+        self._removed |= {n: p for n, p in before.items() if n not in self.progress}
+        self._removed.pop(self._id, None)
         self._wanted = {
             node: empty for node, empty in self._wanted.items() if node in self.progress
         }
@@ -119,6 +124,12 @@ class Leadership:
                 out.append((node, message))
                 message = self._next_for(node, commit, empty=False)
         self._wanted.clear()
+        for node, progress in self._removed.items():
+            previous = Index(progress.next - 1)
+            previous_term = self._log.term(previous)
+            if previous_term is not None and not progress.is_paused:
+                out.append((node, Append(self._term, previous, previous_term, commit, ())))
+        self._removed.clear()
         return out
 
     def _next_for(self, node: NodeId, commit: Index, *, empty: bool) -> Append | Snapshot | None:

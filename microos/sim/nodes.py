@@ -209,14 +209,17 @@ class NodesWorld:
                 why = await node.wait_failed()
                 self.note(machine, "process", f"failed: {why}")
                 n.cancel_scope.cancel()
-        except* StorageError:
-            self.note(machine, "process", "StorageError")
-        if not machine.doomed and not process.gate.dead:
-            self.world.fail("exception", machine.name, "the node ended by itself on a good disk")
-        self.world.after(0, lambda: self._restart(machine, process))
+        except* StorageError as group:
+            self.note(machine, "process", f"StorageError: {group.exceptions[0]}")
+            if not (machine.doomed or machine.platter.full):
+                raise
+        else:
+            assert machine.doomed or process.gate.dead, "the node ended by itself on a good disk"
+        self._end(machine, process)
 
-    def _restart(self, machine: Machine, process: Process) -> None:
-        if machine.process is process:
+    def _end(self, machine: Machine, process: Process) -> None:
+        """A process has ended by itself: its supervisor starts it again."""
+        if machine.process is process and not process.gate.dead:
             self.crash(machine.number, silent=False)
             self.world.after(RESTART_AFTER, lambda: self.start(machine.number))
 
@@ -299,17 +302,21 @@ class NodesWorld:
 
     def crash(self, node: int, *, silent: bool) -> None:
         machine = self._machines[node]
-        process = machine.process
-        if process is None or process.gate.dead:
-            return
+        if machine.process is not None and self.is_running(node):
+            machine.process.crash(silent=silent)
+            self._lose(machine)
+
+    def _lose(self, machine: Machine) -> None:
+        """Let a machine lose its process and perhaps its power; look at what its disk has left."""
         self.note(machine, "process", "Crashed")
-        process.crash(silent=silent)
-        machine.node = None
+        node, machine.node = machine.node, None
         machine.sync_fails = False
         if machine.doomed or machine.chance.random() < 0.5:
             machine.platter.crash(machine.chance)
         else:
             machine.platter.kill()
+        if node is not None:
+            self._checker.crashed(machine.name, node, machine.platter.seen())
 
     def pause(self, node: int) -> None:
         self._with_process(node, lambda process: process.gate.pause())

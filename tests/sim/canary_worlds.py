@@ -57,3 +57,43 @@ def swarm(number: int) -> Fate:
 def nodes(number: int) -> Fate:
     """A seed of layer `node`, as the lottery draws it."""
     return _nodes(*draw(number, 3, 16, "node"))
+
+
+def quarrel(number: int) -> Fate:
+    """A group whose leader is cut off, crashed or deposed before it has finished, again and again.
+
+    Entries travel one by one, so logs come to differ, and old leaders go on for a while.
+    """
+    chance = random.Random(f"quarrel/{number}")
+    config, _ = draw(number, 3, 18, "cores")
+    timeout = 0.2
+    config = msgspec.structs.replace(
+        config,
+        weather=Weather(latency_mean_ns=chance.choice((1, 10)) * MILLISECOND, bias=False),
+        raft=replace(
+            config.raft,
+            election_timeout_max=timeout,
+            heartbeat_interval=timeout / 8,
+            append_entries_max=1,
+            inflight_max=chance.choice((1, 8)),
+            snapshot_after_entries=1000,
+        ),
+        sync_ns=MILLISECOND,
+        sync_rare=False,
+        turn_ns=0,
+        clients=2,
+        keys=1,
+        think_ns=30 * MILLISECOND,
+        ttl=1.0,
+        triggers_ppm=0,
+    )
+    plan: list[Fault] = []
+    at = SECOND
+    while at < config.tail_ns:
+        lasts = chance.randrange(50, 600) * MILLISECOND
+        one_way = chance.choice((0, 0, 1))
+        what: dict[str, int | list[int]] = {"node": chance.choice((LEADER, 0, 1, 2)), "for_ns": lasts}
+        kind = chance.choice(("isolate", "isolate", "crash"))
+        plan.append(Fault(at, kind, {**what, "one_way": one_way} if kind == "isolate" else what))
+        at += chance.randrange(20, 400) * MILLISECOND
+    return _cores(config, plan)

@@ -7,7 +7,7 @@ at that instant; every node has to agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -15,13 +15,16 @@ from microos._open import Node
 from microos.config.machine import NUMBER as CONFIG
 from microos.config.machine import ConfigMachine
 from microos.config.messages import Changed
+from microos.errors import StorageError
 from microos.raft.composite import Machines
 from microos.raft.core import Raft
 from microos.raft.entry import Entry
 from microos.raft.notes import BecameLeader, Committed
+from microos.sim.checkers.raft import newest_before
 from microos.sim.process import Process
 from microos.sim.workload import Holding, Operation
 from microos.sim.world import World
+from microos.storage.recovery import PREFIX, SUFFIX, recover
 from microos.sync.machine import NUMBER as SYNC
 from microos.sync.machine import LockMachine
 from microos.sync.messages import Grant
@@ -76,7 +79,7 @@ class NodesChecker:
         before = self._leaders.setdefault(term, name)
         if before != name:
             self._fail("safety", "raft.two_leaders", f"term {term}: {before} and {name}")
-        last = self.last_index
+        last = newest_before(term, self.committed, self.last_index)
         if last in self.committed and raft.log.first_index <= last:
             wanted, found = self.committed[last].term, raft.log.term(last)
             if wanted != found:
@@ -144,6 +147,36 @@ class NodesChecker:
             earlier = holding.name == grant.name and holding.lease.token < grant.token
             if earlier and sure and running and not holding.lease._revoked:
                 self._fail("safety", "sync.lost_after_grant", f"{holding} beside {grant}")
+
+    def crashed(self, name: str, node: Node, files: Mapping[str, bytes]) -> None:
+        """What its storage has told a core to be durable is on the disk after its end.
+
+        Args:
+            files: What a restart would read.
+        """
+        raft = raft_of(node)
+        if raft is None or raft.log.pending is not None:
+            return
+        segments = {f: b for f, b in files.items() if f.startswith(PREFIX) and f.endswith(SUFFIX)}
+        try:
+            found = recover(segments, node._lifecycle._identity)
+        except StorageError as error:
+            self._fail("safety", "storage.damaged", f"{name}: {error}")
+            return
+        covered = 0 if found.mark is None else found.mark.index
+        terms = {entry.index: entry.term for entry in found.entries}
+        for index in range(max(covered + 1, raft.log.first_index), raft.log.stable + 1):
+            promised = raft.log.term(Index(index))
+            if terms.get(Index(index)) != promised:
+                detail = f"{name} has {terms.get(Index(index))} at {index}, promised {promised}"
+                self._fail("safety", "storage.entry_lost", detail)
+                return
+        if covered < raft.log.first_index - 1:
+            detail = f"{name} has {covered}, promised {raft.log.first_index - 1}"
+            self._fail("safety", "storage.snapshot_lost", detail)
+        hard, wanted = found.hard_state, raft._handed
+        if not raft._batches and (hard.term, hard.vote) != (wanted.term, wanted.vote):
+            self._fail("safety", "storage.vote_lost", f"{name} has {hard}, promised {wanted}")
 
     # At the end.
 

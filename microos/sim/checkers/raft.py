@@ -8,7 +8,7 @@ the oracle, applies it at that instant, and every member has to agree with the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from microos.raft.composite import Done, Machines
 from microos.raft.core import Raft, Role
@@ -42,6 +42,16 @@ class _Durable:
         if self.offset < index <= self.last:
             return self.terms[index - self.offset - 1]
         return None
+
+    def handed_term(self, index: int) -> Term | None:
+        """Return the term at `index` once all that was handed out is durable; None: unknown."""
+        for batch in reversed(self.pending):
+            if batch.entries and index >= batch.entries[0].index:
+                at = index - batch.entries[0].index
+                return batch.entries[at].term if at < len(batch.entries) else None
+            if batch.snapshot is not None:
+                return batch.snapshot.term if index == batch.snapshot.index else None
+        return self.term(index)
 
     def take(self, batch: Persist) -> None:
         if batch.snapshot is not None:
@@ -105,8 +115,8 @@ class RaftChecker:
     def handed(self, host: Host, batch: Persist) -> None:
         """Log matching (3): an (index, term) names one entry and what precedes it."""
         durable = self.durable_of(host)
+        previous = durable.handed_term(batch.entries[0].index - 1) if batch.entries else None
         durable.pending.append(batch)
-        previous: Term | None = None
         for entry in batch.entries:
             if previous is not None:
                 key = (entry.index, entry.term)
@@ -199,7 +209,7 @@ class RaftChecker:
         before = self._leaders.setdefault(term, host.id)
         if before != host.id:
             self._fail("two_leaders", f"term {term}: {before} and {host.id}")
-        last = self.last_index
+        last = newest_before(term, self.committed, self.last_index)
         if last in self.committed:
             found = raft.log.term(last)
             wanted = self.committed[last].term
@@ -272,3 +282,14 @@ class RaftChecker:
         machines.check()
         if machines.applied == self.oracle.applied and machines.digest() != self.oracle.digest():
             self._fail("digest", f"{host.name} differs at the end, {machines.applied}")
+
+
+def newest_before(term: Term, committed: Mapping[Index, Entry], last: Index) -> Index:
+    """Return the newest committed index whose entry is of an earlier term; 0 if there is none.
+
+    A leader owes no more: who wins late, with votes that were long on the way, may find later
+    terms led and committed already.
+    """
+    while last in committed and committed[last].term >= term:
+        last = Index(last - 1)
+    return last if last in committed else Index(0)
