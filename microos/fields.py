@@ -11,8 +11,6 @@ beneath it; everything here is made from these alone, so manual, loading and
 checking cannot disagree. Knows no particular settings (`microos/settings.py` does).
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import inspect

@@ -138,7 +138,7 @@ class RaftSettings:
     election_timeout_max: _Seconds = 1.0
     """E: the timeout is drawn from [E/2, E) [s]. etcd draws from 1–2 s."""
 
-    heartbeat_interval: _Seconds = 0.1
+    heartbeat_interval: _Seconds = 0.125
     """Time between two heartbeats of a leader [s]. At most E/8."""
 
     pre_vote: bool = True

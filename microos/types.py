@@ -8,8 +8,6 @@ again. `packed` joins both into one integer that fits a signed 64-bit column.
           0 | cluster epoch  | index in the raft log
 """
 
-from __future__ import annotations
-
 from collections.abc import MutableSequence, Sequence
 from typing import Any, NewType, Protocol, TypeVar
 

@@ -32,8 +32,6 @@ and its CRC is right. A plain link carries a CRC because one flipped bit in a
 checksum-free frame broke log matching in the simulator within two seconds.
 """
 
-from __future__ import annotations
-
 import struct
 from enum import IntEnum
 

@@ -15,8 +15,6 @@ Whether a value is refused never depends on what a library or the depth of the
 caller's stack happens to allow: members must not differ.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import sha256

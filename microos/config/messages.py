@@ -5,8 +5,6 @@ travels as the MessagePack of a plain value: nil, booleans, integers, floats,
 strings, bytes, arrays, and maps with string keys.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from microos.codec import Decoder

@@ -38,8 +38,6 @@ A Failure with id 0 is about the connection, which ends with it.
 | `lock` | name, ttl, wait | one item, the token; held until Cancel or the end of the connection |
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import msgspec

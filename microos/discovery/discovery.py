@@ -6,8 +6,6 @@ consul#1188, #9577, cannot occur). One snapshot, replaced whole when the members
 change, serves all readers on any thread.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 

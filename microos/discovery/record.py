@@ -1,7 +1,5 @@
 """What a node says of its services: one record, replaced as a whole."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import msgspec

@@ -14,8 +14,6 @@ living ordered by xxh64 of the node id (who monitors whom, gossip.md 5.1) and th
 Source: Das, Gupta, Motivala, "SWIM" (DSN 2002), §4.2; memberlist, state.go.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field

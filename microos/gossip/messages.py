@@ -12,8 +12,6 @@ Every length and number is bounded here, by the decoder; fields that come after 
 know are ignored, so later versions may add some (gossip.md 19.2).
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What the gossip core observed: read by log, metrics, dashboard, simulator and tests."""
 
-from __future__ import annotations
-
 import msgspec
 
 from microos.gossip.members import State

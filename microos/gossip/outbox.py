@@ -5,8 +5,6 @@ them carries news (piggyback). A packet never exceeds `datagram_size`, head and 
 included, and nothing is split: larger things go over links, or by reference.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from microos import limits

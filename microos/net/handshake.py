@@ -22,8 +22,6 @@ Messages of channel `LINK`, MessagePack arrays `[kind, …]`:
 | 12 | Bye | reason |
 """
 
-from __future__ import annotations
-
 from collections import deque
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What the links tell: notes, the result of a dial, and figures. All frozen values."""
 
-from __future__ import annotations
-
 import msgspec
 
 from microos import limits

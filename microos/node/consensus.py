@@ -49,7 +49,7 @@ from microos.raft.entry import (
     SnapshotSent,
     Unreachable,
 )
-from microos.raft.messages import Message, Snapshot, decode_message
+from microos.raft.messages import HeartbeatAnswer, Message, Snapshot, decode_message
 from microos.raft.notes import BecameLeader, LeaderChanged, Note
 from microos.settings import RaftSettings
 from microos.storage.snapshot import drop_older, write_snapshot
@@ -152,6 +152,12 @@ class Consensus:
         self._heard[sender] = self._clock.now()
         if isinstance(message, Snapshot):
             return  # Only what arrived as a whole, over the snapshot channel, is believed.
+        if isinstance(message, HeartbeatAnswer) and not self._inbox and self.storage != "failed":
+            # Most of an idle leader's mail: a turn of its own only if something follows from it.
+            self._raft.receive(message, sender, self._clock.now())
+            if self._raft.has_news:
+                self._awake.set()
+            return
         self.post(message, sender)
 
     def post(self, item: Event, sender: NodeId = NOBODY) -> None:

@@ -13,9 +13,8 @@ entries may be in what would be cut. Its files are set aside, and the node comes
 back under a new id as a learner; the group replaces the old id in time.
 """
 
-from __future__ import annotations
-
 import errno
+import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
@@ -59,7 +58,7 @@ from microos.raft.entry import HardState, Persist, SnapshotMark, Token
 from microos.raft.log import Log
 from microos.raft.machine import Machine
 from microos.raft.notes import BecameLeader, LeaderChanged
-from microos.settings import Settings
+from microos.settings import Settings, is_loopback
 from microos.storage.files import (
     DamagedError,
     Identity,
@@ -149,6 +148,9 @@ class Lifecycle:
         self._sessions: Sessions | None = None
         self._applied: Machines | None = None
         self._snapshots: Snapshots | None = None
+        self._seeds: dict[str, tuple[Address, ...]] = {}
+        """Where the seeds are, as far as their names have been resolved."""
+        self._resolved = trio.Event()
         self._consensus_there = trio.Event()
         self._ready = trio.Event()
         self._failed = trio.Event()
@@ -205,13 +207,12 @@ class Lifecycle:
             on_change=self._members_changed,
             on_note=self._gossip_note,
         )
-        seeds = await self._resolve_seeds()
-        self._membership.ask(
-            lambda gossip, now: gossip.join([s for s in seeds if s != self.address], now)
-        )
+        await self._resolve_seeds()
         nursery.start_soon(self._links.run, listener)
         nursery.start_soon(self._membership.run)
-        nursery.start_soon(self._live, log, seeds)
+        if not self._resolved.is_set():
+            nursery.start_soon(self._keep_resolving)
+        nursery.start_soon(self._live, log)
 
     @property
     def node(self) -> NodeId:
@@ -265,23 +266,36 @@ class Lifecycle:
                 ) from error
         raise AssertionError("unreachable")
 
-    async def _resolve_seeds(self) -> tuple[Address, ...]:
-        """Return the seeds' addresses; a name that does not resolve now is left to later tries."""
-        found: dict[Address, None] = {}
+    async def _resolve_seeds(self) -> None:
+        """Look for the seeds not found so far, and join at those that are."""
         for seed in self.settings.seeds:
+            if seed in self._seeds:
+                continue
             address = parse_address(seed)
             try:
-                for resolved in await self.runtime.network.resolve(address.host, address.port):
-                    found[resolved] = None
+                resolved = tuple(await self.runtime.network.resolve(address.host, address.port))
             except OSError:
                 self.counters["seeds.unresolved"] += 1
-        return tuple(sorted(found))
+                continue
+            if self._leaving:
+                return  # To join now would be to come back.
+            self._seeds[seed] = resolved
+            others = [each for each in resolved if each != self.address]
+            self._membership.ask(lambda gossip, now, others=others: gossip.join(others, now))  # type: ignore[misc]
+        if len(self._seeds) == len(self.settings.seeds):
+            self._resolved.set()
+
+    async def _keep_resolving(self) -> None:
+        while not (self._resolved.is_set() or self._leaving):
+            pause = self.settings.gossip.reconnect_interval
+            await self._clock.sleep_until(self._clock.now() + pause)
+            await self._resolve_seeds()
 
     # Finding or founding the cluster.
 
-    async def _live(self, log: _OpenLog | None, seeds: tuple[Address, ...]) -> None:
+    async def _live(self, log: _OpenLog | None) -> None:
         if log is None:
-            cluster = await self._find(seeds)
+            cluster = await self._find()
             log = await once_there_is_room(self._clock, lambda: self._join(cluster))
         self._note("node", Founded(self._identity.cluster.hex()))
         told = encode(Told(self._identity.cluster, self._identity.epoch))
@@ -304,17 +318,43 @@ class Lifecycle:
         await save_identity(self.runtime.disk, self._identity)
         return await self._open_log(cluster)
 
-    async def _find(self, seeds: tuple[Address, ...]) -> Cluster:
-        alone = self.settings.bootstrap == "solo" or (
-            self.settings.bootstrap == "seeds" and not any(s != self.address for s in seeds)
-        )
-        if alone:
+    async def _find(self) -> Cluster:
+        """Return the cluster of the others, or found one with them."""
+        if self.settings.bootstrap == "solo" or not self.settings.seeds:
             return solo(self.node, self.runtime.entropy(16))
-        state = None
+        found: list[Cluster] = []
+        if not self._resolved.is_set():
+            # Who decides must be the same everywhere: with a part of the seeds nobody founds.
+            async with trio.open_nursery() as nursery:
+
+                async def listen() -> None:
+                    found.append(await self._found((), None))
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(listen)
+                await self._resolved.wait()
+                nursery.cancel_scope.cancel()
+        if found:
+            return found[0]
+        seats = self._seats()
+        if seats == (self.address,):
+            return solo(self.node, self.runtime.entropy(16))
         data = await read_small(self.runtime.disk, FOUNDING_FILE)
-        if data is not None:
-            state = _decode_state(data)
-        seats = seeds if self.settings.bootstrap == "seeds" else ()
+        return await self._found(seats, None if data is None else _decode_state(data))
+
+    def _seats(self) -> tuple[Address, ...]:
+        """Return who decides on a founding; nobody: this node only joins."""
+        if self.settings.bootstrap != "seeds" or self._is_only_a_name():
+            return ()
+        return tuple(sorted({each for seed in self._seeds.values() for each in seed}))
+
+    def _is_only_a_name(self) -> bool:
+        """Whether all that is known is one name, whose answer may differ by time and place."""
+        if len(self.settings.seeds) != 1:
+            return False
+        return not is_literal(self.settings.seeds[0])
+
+    async def _found(self, seats: tuple[Address, ...], state: FoundingState | None) -> Cluster:
         self._founder = Founder(
             runtime=self.runtime,
             founding=Founding(
@@ -593,7 +633,11 @@ class Lifecycle:
     # The kernel, for features.
 
     def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
-        self._nursery.start_soon(task)
+        try:
+            self._nursery.start_soon(task)
+        except RuntimeError:
+            # A block of the user outlived the node: what it held ends with the session.
+            self.counters["tasks.after_the_end"] += 1
 
     def members(self) -> tuple[Member, ...]:
         return self._membership.members
@@ -710,7 +754,7 @@ class Lifecycle:
             await self._clock.sleep_until(self._clock.now() + pause)
 
     def _staying(self) -> list[NodeId]:
-        """Return the others of the group that are alive and not leaving; a learner may vote soon."""
+        """Return the others of the group that are alive and stay; a learner may vote soon."""
         group = self._applied.configuration.members() if self._applied is not None else ()
         return [
             member.node
@@ -727,8 +771,7 @@ class Lifecycle:
     def reason(self) -> str:
         """Say in one sentence what keeps this node from serving; empty if nothing does."""
         if self._consensus is None:
-            silent = [str(s) for s in self.settings.seeds]
-            return f"not founded: waiting for a majority of the seeds {', '.join(silent)}"
+            return f"not founded: {self._missing()}"
         if self._consensus.storage != "ok":
             return self._consensus.reason()
         if not self._ready.is_set():
@@ -736,6 +779,20 @@ class Lifecycle:
                 self._quarantined and f"rejoining, its log was set aside: {self._quarantined}"
             ) or f"not in the group yet: {self._consensus.reason()}"
         return "" if self._consensus.leader else self._consensus.reason()
+
+    def _missing(self) -> str:
+        """Say what keeps this node from finding or founding a cluster."""
+        seeds = ", ".join(self.settings.seeds)
+        if not self._resolved.is_set():
+            unknown = ", ".join(seed for seed in self.settings.seeds if seed not in self._seeds)
+            return f"waiting for the names of seeds to resolve: {unknown}"
+        if self.settings.bootstrap == "seeds" and self._is_only_a_name():
+            return (
+                f"waiting for a cluster at {seeds}; one name founds none, set bootstrap=solo once"
+            )
+        if self.settings.bootstrap == "join":
+            return f"waiting for a cluster at one of the seeds {seeds}"
+        return f"waiting for a majority of the seeds {seeds}"
 
     def state(self) -> tuple[int, int] | None:
         """Return (applied index, digest of the machines); None before there are any."""
@@ -792,6 +849,15 @@ class Lifecycle:
             queues=tuple(queues),
             counters=dict(sorted(counters.items())),
         )
+
+
+def is_literal(seed: str) -> bool:
+    """Return whether HOST:PORT is an address as it stands, or this machine."""
+    try:
+        ipaddress.ip_address(parse_address(seed).host)
+    except ValueError:
+        return is_loopback(seed)
+    return True
 
 
 def _os_reason(error: OSError) -> str:

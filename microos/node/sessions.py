@@ -23,8 +23,6 @@ Gossip's suspicions neither end nor extend a session.
 Source: Ongaro, dissertation §6.3; Burrows, "The Chubby lock service" (OSDI 2006) §2.8.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import inf
 from typing import Annotated

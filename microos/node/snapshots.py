@@ -10,8 +10,6 @@ never stands before raft's own frames. Only when all bytes are there and their
 digest is right is the core told of the snapshot: nothing is committed by parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated
 

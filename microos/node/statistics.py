@@ -4,8 +4,6 @@ Every queue of the node is listed with its bound, its policy and its drops, so
 that nothing can grow without somebody seeing where.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -21,8 +21,6 @@ Source: Ongaro, dissertation, §4.2.1 (catching up), §4.4; HashiCorp's
 raft-autopilot for dead-server cleanup and stabilisation time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Literal

@@ -24,8 +24,6 @@ again, so the list must name nodes that keep their disk until the founding is do
 Source: Lamport, "Paxos Made Simple" (2001), §2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Annotated, Any

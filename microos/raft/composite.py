@@ -15,8 +15,6 @@ joined in order, are its state. Machine 0's begins the list and also says where 
 the log the snapshot stands.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 

@@ -24,8 +24,6 @@ a snapshot is taken whether or not its configuration names the receiver, because
 newcomer may be added after the leader's last one.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -478,6 +476,19 @@ class Raft:
     def leader(self) -> NodeId | None:
         """Whom this member follows; itself if it leads; None if it knows of nobody."""
         return self._leader
+
+    @property
+    def has_news(self) -> bool:
+        """Whether what was received since the last `take` wants anything done."""
+        leadership = self._leadership
+        return bool(
+            self._messages
+            or self._promises
+            or self._ready
+            or self._dropped
+            or self._notes
+            or (leadership is not None and leadership.has_wants)
+        )
 
     @property
     def own_term_committed(self) -> bool:

@@ -6,8 +6,6 @@ is the empty beginning of every log (Ongaro, "Consensus: Bridging Theory and
 Practice", 2014).
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import msgspec

@@ -6,8 +6,6 @@ command is a `Refused` result, never an exception. An exception stops the node:
 better gone than different.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 

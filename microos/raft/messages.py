@@ -19,8 +19,6 @@ those of the link. No message carries the data of a snapshot: that travels besid
 Source: Ongaro, dissertation, §3, §3.10, §6.4, §9.6; etcd-io/raft, raftpb.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, TypeAlias
 
 import msgspec

@@ -5,8 +5,6 @@ them, tests assert on them. A note is told with the effects of the turn it
 belongs to and is never a reason to act.
 """
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import msgspec

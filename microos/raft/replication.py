@@ -106,6 +106,11 @@ class Leadership:
         for node in self.progress:
             self.want(node, empty=True)
 
+    @property
+    def has_wants(self) -> bool:
+        """Whether anybody is to be sent anything this turn."""
+        return bool(self._wanted)
+
     def tell_commit(self) -> None:
         """Have the moved commit index sent: at once where nothing is under way.
 

@@ -16,8 +16,6 @@ No time passes in here: whose lease is over is decided by the leader's clock.
 Source: Ongaro, "Consensus: Bridging Theory and Practice" (2014), §6.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import isfinite
 from types import MappingProxyType

@@ -209,7 +209,7 @@ class Cluster:
         self.notes: list[Note] = []
         self.machines = [Machine(self, number) for number in range(nodes)]
         self.seeds = tuple(f"{m.ip}:{PORT}" for m in self.machines[:seeds])
-        self.checks = ClusterChecks(self.world)
+        self.checks = ClusterChecks(self.world, self.settings.gossip)
         for machine in self.machines:
             self.checks.watch(machine)
         self.error: Exception | None = None

@@ -10,12 +10,14 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Sequence
+from math import log10
 
 from microos.config.machine import ConfigMachine
 from microos.raft.composite import Machines
 from microos.raft.core import Proposed
 from microos.raft.entry import Change, Configuration, SnapshotMark
 from microos.raft.messages import Snapshot
+from microos.sim.checkers.gossip import GossipChecker
 from microos.sim.checkers.raft import RaftChecker
 from microos.sim.checkers.witness import Witness
 from microos.sim.clients import AGENT, Agent, Operation
@@ -25,15 +27,17 @@ from microos.sim.faults import LEADER, Fault, Faults
 from microos.sim.host import Host, node_id
 from microos.sim.member import EPOCH, RAFT, Member
 from microos.sim.network import SimulatedNetwork
+from microos.sim.rumours import GOSSIP, LINK, Rumour, address_of
 from microos.sim.swarm import Config, calmed, tail_weather
 from microos.sim.world import FAULT, SECOND, World
 from microos.sync.machine import LockMachine
-from microos.types import Index, NodeId, Term
+from microos.types import Address, Index, NodeId, Term
 
 FRAME_HEAD = 1
 DEATH_WITHIN = 5
 """A triggered crash comes within this many mean syncs."""
 RESTART_AFTER = SECOND
+SAMPLE_EVERY = SECOND
 ELECTED_WITHIN, SERVED_WITHIN, EQUAL_WITHIN = 10, 20, 30
 """Bounds of the quiet tail, in election timeouts."""
 
@@ -60,12 +64,14 @@ class CoresWorld:
         self._plan = plan
         self._triggers = 0 if frozen else config.triggers_ppm
         self._trigger_chance = self.world.random("triggers")
-        self._number = {node_id(n): n for n in range(config.nodes)}
+        everybody = max(config.nodes, config.members)
+        self._number = {node_id(n): n for n in range(everybody)}
+        self._at = {address_of(n): n for n in range(everybody)}
         self._names = [f"n{n}" for n in range(config.nodes)]
-        self._hosts = [
-            Host(self, n, Line(self.world, offset=config.offsets_ns[n], ppm=config.ppm[n]))
-            for n in range(config.nodes)
-        ]
+        self._hosts = [Host(self, n, self._line(n)) for n in range(everybody)]
+        self._rumours: list[Rumour | None] = [None] * everybody
+        self._gossip = GossipChecker(self.world, self._running_rumours)
+        self._gone: list[NodeId] = []
         self._members: list[Member | None] = [None] * config.nodes
         self._agents: list[Agent | None] = [None] * config.nodes
         self._quiet = False
@@ -76,6 +82,14 @@ class CoresWorld:
         self._founding = SnapshotMark(Index(1), Term(1), Configuration(voters=voters))
         self._stop = config.end_ns - min(3 * SECOND, (config.end_ns - config.tail_ns) // 3)
         """When the clients stop asking [ns]."""
+        self._settled = Index(0)
+        """What was committed long enough before the end to be everywhere at the end."""
+
+    def _line(self, number: int) -> Line:
+        if number >= self.config.nodes:
+            return Line(self.world, offset=number * SECOND)
+        offset, ppm = self.config.offsets_ns[number], self.config.ppm[number]
+        return Line(self.world, offset=offset, ppm=ppm)
 
     # The run.
 
@@ -85,12 +99,16 @@ class CoresWorld:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            for n in range(config.nodes):
+            for n in range(len(self._hosts)):
                 world.at(0, lambda n=n: self.start(n))  # type: ignore[misc]
+            if config.members:
+                world.at(SAMPLE_EVERY, self._sample)
             self.faults.plan(self._plan)
             world.at(config.tail_ns, self._calm, FAULT)
             self._expect(ELECTED_WITHIN, self._one_leader)
             self._expect(SERVED_WITHIN, self._served)
+            travel = int(2 * config.raft.election_timeout_max * SECOND)
+            world.at(config.end_ns - travel, self._settle)
             world.run(config.end_ns)
             if world.failure is None:
                 self._final()
@@ -105,6 +123,9 @@ class CoresWorld:
     def operations(self) -> int:
         return len(self.history)
 
+    def _settle(self) -> None:
+        self._settled = self._checker.last_index
+
     def _calm(self) -> None:
         """Begin the quiet tail: faults end, everybody is there, nothing is slow."""
         self._quiet = True
@@ -118,9 +139,24 @@ class CoresWorld:
             host.gate.delay = 0
             if host.gate.paused:
                 host.gate.resume()
-            if host.gate.dead:
-                self.start(host.number)
+            self.start(host.number)
         self.columns.add("-", 0, "fault", "quiet tail")
+        if self.config.members > self.config.nodes:
+            # One that has nothing to do with raft dies for good: all must find out.
+            last = len(self._hosts) - 1
+            self._gone.append(self._hosts[last].id)
+            self.crash(last, silent=True)
+        self._gossip.settled_ns = self.world.now + self._longest_suspicion()
+
+    def _longest_suspicion(self) -> int:
+        """Return how long a suspicion from before the quiet tail may go on [ns]."""
+        gossip = self.config.gossip
+        base = gossip.suspicion_factor * max(1.0, log10(len(self._hosts))) * gossip.probe_interval
+        return int((gossip.suspicion_ceiling_factor * base + 4 * gossip.probe_interval) * SECOND)
+
+    def _sample(self) -> None:
+        self._gossip.sample()
+        self.world.after(SAMPLE_EVERY, self._sample)
 
     def _expect(self, timeouts: int, fulfilled: object) -> None:
         at = self.config.tail_ns + int(timeouts * self.config.raft.election_timeout_max * SECOND)
@@ -143,14 +179,16 @@ class CoresWorld:
 
     def _final(self) -> None:
         self._witness.final(self.history)
+        if self.config.members:
+            self._gossip.final(self._gone)
         voters = self._checker.oracle.configuration.voters
         for number, member in enumerate(self._members):
             if member is None or member.raft is None:
                 self.world.fail("liveness", "recovery", f"n{number} has not come back")
                 continue
             self._checker.final(member.host, member.machines)
-            behind = self._checker.last_index - member.machines.applied
-            if behind and member.host.id in voters:
+            behind = self._settled - member.machines.applied
+            if behind > 0 and member.host.id in voters:
                 status = member.raft.status()
                 self.world.fail("liveness", "views", f"{member.host.name} lacks {behind}: {status}")
 
@@ -162,8 +200,13 @@ class CoresWorld:
         host.gate(lambda: self._receive(number, data, sender))
 
     def _receive(self, number: int, data: bytes, sender: NodeId) -> None:
-        self.world.trace("frame", self._names[number], sender[-2:], data)
+        self.world.trace("frame", self._hosts[number].name, sender[-2:], data)
         kind, body = data[:FRAME_HEAD], data[FRAME_HEAD:]
+        if kind in (GOSSIP, LINK):
+            rumour = self._rumours[number]
+            if rumour is not None and rumour.is_alive():
+                rumour.receive(kind, body, sender)
+            return
         member, agent = self._members[number], self._agents[number]
         if kind == RAFT and member is not None:
             member.receive(body, sender)
@@ -181,6 +224,28 @@ class CoresWorld:
 
     def is_up(self, node: NodeId) -> bool:
         return not self._hosts[self._number[node]].gate.dead
+
+    # What gossip needs.
+
+    def rumour_at(self, address: Address) -> Rumour | None:
+        number = self._at.get(address)
+        rumour = None if number is None else self._rumours[number]
+        return rumour if rumour is not None and rumour.is_alive() else None
+
+    def rumour_of(self, node: NodeId) -> Rumour | None:
+        return self.rumour_at(address_of(self._number[node]))
+
+    def is_silent(self, address: Address) -> bool:
+        number = self._at.get(address)
+        return number is None or self._hosts[number].silent
+
+    def _running_rumours(self) -> list[Rumour]:
+        return [r for r in self._rumours if r is not None and r.is_alive()]
+
+    def noted(self, host: Host, source: str, what: object) -> None:
+        """Look at a note; hosts call it with each."""
+        if source == "gossip":
+            self._gossip.noted(host.name, what)
 
     def restart(self, number: int) -> None:
         """Let a supervisor start a process again that has ended by itself."""
@@ -225,6 +290,10 @@ class CoresWorld:
         if not host.gate.dead:
             return
         host.start()
+        if node < self.config.members:
+            self._rumours[node] = Rumour(host, self, self.config.gossip)
+        if node >= self.config.nodes:
+            return
         member = Member(
             host,
             self._checker,
@@ -237,10 +306,14 @@ class CoresWorld:
         self._agents[node] = Agent(host, member, self.config, self.history, self._stop)
 
     def crash(self, node: int, *, silent: bool) -> None:
-        del silent  # Links are given up by those who write to them.
         host = self._hosts[node]
-        if not host.gate.dead:
-            host.crash()
+        if host.gate.dead:
+            return
+        rumour, self._rumours[node] = self._rumours[node], None
+        host.crash(silent=silent)
+        if rumour is not None:
+            rumour.end(silent=silent)
+        if node < self.config.nodes:
             self._members[node] = self._agents[node] = None
 
     def pause(self, node: int) -> None:

@@ -46,6 +46,7 @@ class Surroundings(Protocol):
     def is_up(self, node: NodeId) -> bool: ...
     def restart(self, number: int) -> None: ...
     def trigger(self, number: int, point: str) -> None: ...
+    def noted(self, host: Host, source: str, what: object) -> None: ...
 
 
 class Host:
@@ -63,6 +64,10 @@ class Host:
         self.gate = Gate(self.world)
         self.gate.dead = True
         self.boot = 0
+        self.silent = False
+        """The machine is gone, not the process alone: nothing there refuses."""
+        self.remembered: object = None
+        """What gossip has asked to be kept for the next boot."""
         self.stalled = False
         self.sync_fails = False
         self._doomed = False
@@ -76,11 +81,13 @@ class Host:
         assert self.gate.dead
         self.boot += 1
         self.gate = Gate(self.world)
+        self.silent = False
         self._doomed = False
         self.note("process", "Started")
 
-    def crash(self) -> None:
+    def crash(self, *, silent: bool = False) -> None:
         """End the process; half of the time the machine loses its power as well."""
+        self.silent = silent
         self.note("process", "Crashed")
         self.gate.kill()
         if self._doomed or self._crash_chance.random() < 0.5:
@@ -103,6 +110,7 @@ class Host:
         kind = what if isinstance(what, str) else type(what).__name__
         self.world.sometimes(f"{source}.{kind}")
         self.world.trace("note", self.name, kind)
+        self.cluster.noted(self, source, what)
 
     def send(self, node: NodeId, data: bytes) -> bool:
         """Send one frame; False if there is no link, because nobody is up there."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +22,13 @@ import msgspec
 import xxhash
 
 from microos.sim.report import Verdict, run_seed
+from microos.sim.world import Failure
 
 FOLDER = Path("build/sim")
 WORLDS_PER_PROCESS = 50
+WALL_LIMIT = 300
+"""Longest time one world may take [s]."""
+
 PROGRESS_EVERY = 5.0
 """How often a line of progress is printed [s]."""
 
@@ -69,8 +75,29 @@ def _run(jobs: list[Job]) -> Iterable[Verdict]:
         yield from pool.imap_unordered(_one, jobs)
 
 
+class SpinError(BaseException):
+    """A world did not end: something in it goes round and round without letting time pass."""
+
+
 def _one(job: Job) -> Verdict:
-    return run_seed(job.seed, job.nodes, job.seconds, job.layer)
+    """Run one world; one that never ends is a failure of its own, with the place it is stuck in."""
+
+    def stuck(*_: object) -> None:
+        raise SpinError(f"not at its end after {WALL_LIMIT} s")
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    signal.alarm(WALL_LIMIT)
+    try:
+        return run_seed(job.seed, job.nodes, job.seconds, job.layer)
+    except SpinError:
+        detail = traceback.format_exc()
+        failure = Failure("storm", "spin", detail, 0)
+        return Verdict(
+            seed=job.seed, failure=failure, trace_hash="", events=0, operations=0, counts={}
+        )
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _progress(verdicts: Iterable[Verdict], total: int, seconds: int) -> Iterable[Verdict]:
@@ -95,9 +122,10 @@ def _failed(verdict: Verdict) -> str:
     failure = verdict.failure
     assert failure is not None
     detail = failure.detail.strip().splitlines()[-1][:200] if failure.detail else ""
+    replay = f"--plan {verdict.file}" if verdict.file else f"--seed {verdict.seed}"
     return (
         f"seed {verdict.seed}: {failure.kind} {failure.invariant} at {failure.at_ns / 1e9:.3f} s: "
-        f"{detail}\n  python -m microos.sim --plan {verdict.file}"
+        f"{detail}\n  python -m microos.sim {replay}"
     )
 
 

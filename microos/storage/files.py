@@ -19,8 +19,6 @@ marker stands in the directory until the new identity is written:
 `Wal.open` refuses while the marker is there, and `quarantine` goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 from collections.abc import Iterator

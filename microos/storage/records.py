@@ -39,8 +39,6 @@ last byte, never zero, whether its end had been written.
 A whole zeroed sector in the last batch cannot be told from tearing.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from enum import IntEnum

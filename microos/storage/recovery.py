@@ -8,8 +8,6 @@ earlier failed sync the page cache may show what the disk does not have. Anythin
 that is bad is damage, raised and never cut: acknowledged votes and entries may be in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec

@@ -59,6 +59,9 @@ from microos.types import FencingToken, SessionId
 RELEASE_TIMEOUT = 5.0
 """Longest wait for a release to be committed when a block ends [s]; the ttl does the rest."""
 
+GIVE_BACK_PAUSE = 0.1
+"""Pause before a release is tried again [s]."""
+
 
 class Lease:
     """What a lock gives its taker."""
@@ -339,6 +342,8 @@ class Lock:
                     self._session, self._sync._machine.number, body, timeout=RELEASE_TIMEOUT
                 )
             except MicroosError:
+                # Refused at once, as by a full disk, it must not spin.
+                await self._clock.sleep_until(self._clock.now() + GIVE_BACK_PAUSE)
                 continue
             assert isinstance(decode_answer(answer), Released | Cancelled | Refused)
             return

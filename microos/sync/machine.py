@@ -18,8 +18,6 @@ Source: Burrows, "The Chubby lock service" (OSDI 2006), §2.4 (sequencers, lock
 delay); a queue in the state machine instead of watched keys as in etcd.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator

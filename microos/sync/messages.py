@@ -6,8 +6,6 @@ session is that of the command, the number is the client's own, a new one for
 each block that takes a lock.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from microos.codec import Decoder

@@ -62,6 +62,7 @@ def test_a_node_that_lags_is_caught_up_by_a_snapshot_and_its_watches_and_locks_l
         cluster.start_soon(hold)
         await cluster.sleep(0.5)
         cluster.partition([lagging], others)
+        await cluster.sleep(20.0)  # Until the connections, and what was under way, are given up.
         async with cluster[others[0]].sync.lock("ledger", ttl=1.0, wait=30.0) as lease:
             assert lost.is_set()
             for value in range(60):
@@ -108,6 +109,7 @@ def test_a_snapshot_that_finds_a_full_disk_is_taken_later() -> None:
         lagging = (cluster.leader() + 1) % 3
         others = [n for n in range(3) if n != lagging]
         cluster.partition([lagging], others)
+        await cluster.sleep(20.0)
         for value in range(60):
             await cluster[others[0]].config.set("counter", value, timeout=20.0)
         cluster.disk(lagging, full=True)
@@ -123,6 +125,7 @@ def test_a_snapshot_that_finds_a_full_disk_is_taken_later() -> None:
             lambda: cluster[lagging].config.get("counter") == 119, 30.0, "caught up"
         )
         await cluster[lagging].config.set("counter", 120)
+        assert [n for n in cluster.notes if isinstance(n.what, SnapshotRestored)]
 
     run_cluster(scenario, 3, seed=6, settings=settings_with(**SHORT_LOG))
 
@@ -276,7 +279,7 @@ def test_two_clusters_founded_apart_never_merge() -> None:
         for number in (2, 5):
             cluster.crash(number)
             cluster.start(number, seeds=addresses)
-        await cluster.sleep(60.0)
+        await cluster.sleep(20.0)
 
         for side, value in zip(sides, ("first", "second"), strict=True):
             for number in side:
@@ -435,3 +438,56 @@ def test_names_that_do_not_resolve_yet_found_nothing_alone() -> None:
         assert len({node.statistics().cluster for node in cluster.nodes}) == 1
 
     run_cluster(scenario, 3, seed=16, first=0)
+
+
+def test_one_name_as_the_only_seed_founds_nothing() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        # Every node is told the same name, which means another machine at each.
+        cluster.hub.names["nodes"] = ("10.0.0.1",)
+        cluster.start(0, seeds=(f"nodes:{PORT}",))
+        cluster.start(1, seeds=(f"nodes:{PORT}",))
+        await cluster.sleep(30.0)
+        assert not any(node.statistics().ready for node in cluster.nodes)
+        assert all("one name founds none" in n.statistics().reason for n in cluster.nodes)
+
+        cluster.start(2, seeds=(f"nodes:{PORT}",), bootstrap="solo")
+
+        await cluster.ready(60.0)
+        assert len({node.statistics().cluster for node in cluster.nodes}) == 1
+
+    run_cluster(scenario, 3, seed=17, first=0)
+
+
+def test_a_lease_is_lost_the_moment_its_time_is_up_though_elections_are_slow() -> None:
+    late: list[float] = []
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.ready(120.0)
+        owner = (cluster.leader() + 1) % 3
+        # Its long session is there first, and is what the node waits for.
+        await cluster[owner].config.set("ledger", 1, timeout=60.0)
+        await cluster.sleep(30.0)
+        ends: list[float] = []
+
+        async def hold() -> None:
+            with suppress(LeaseLostError):
+                async with cluster[owner].sync.lock("ledger", ttl=12.0):
+                    session = next(s for t, s in sessions.items() if t == 12.0)
+                    try:
+                        while True:
+                            ends[:] = [session.deadline]
+                            await cluster.sleep(0.1)
+                    finally:
+                        late.append(cluster.machines[owner].line.now() - ends[0])
+
+        lifecycle = cluster[owner]._lifecycle
+        assert lifecycle._sessions is not None
+        sessions = lifecycle._sessions._own
+        cluster.start_soon(hold)
+        await cluster.sleep(5.0)
+        cluster.partition([owner], [n for n in range(3) if n != owner])
+        await cluster.wait_until(lambda: bool(late), 60.0, "it was lost")
+
+    run_cluster(scenario, 3, seed=18, settings=Settings.wan())
+
+    assert 0.0 <= late[0] < 0.001

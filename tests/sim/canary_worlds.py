@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
+from microos.settings import RaftSettings
 from microos.sim.cores import CoresWorld
 from microos.sim.faults import LEADER, Fault
 from microos.sim.network import Weather
@@ -97,3 +98,61 @@ def quarrel(number: int) -> Fate:
         plan.append(Fault(at, kind, {**what, "one_way": one_way} if kind == "isolate" else what))
         at += chance.randrange(20, 400) * MILLISECOND
     return _cores(config, plan)
+
+
+def restless(number: int) -> Fate:
+    """Whole nodes under load on slow disks, crashed in the middle of it again and again."""
+    config, _ = draw(number, 3, 16, "node")
+    config = msgspec.structs.replace(
+        _calm(config, timeout=0.5), sync_ns=30 * MILLISECOND, clients=4, think_ns=20 * MILLISECOND
+    )
+    chance = random.Random(f"restless/{number}")
+    plan: list[Fault] = []
+    at = 3 * SECOND
+    while at < config.tail_ns:
+        what: dict[str, int | list[int]] = {"node": chance.choice((LEADER, 0, 1, 2))}
+        plan.append(Fault(at, "crash", {**what, "for_ns": 50 * MILLISECOND}))
+        at += chance.randrange(200, 900) * MILLISECOND
+    return _nodes(config, plan)
+
+
+def parted(number: int) -> Fate:
+    """Whole nodes that take locks with short leases, one of them cut off again and again."""
+    timeout = 0.5
+    config, _ = draw(number, 3, 18, "node")
+    config = msgspec.structs.replace(
+        _calm(config, timeout=timeout),
+        ppm=[45_000, -45_000, 0],
+        clients=2,
+        locks=1,
+        ttl=2 * timeout,
+        think_ns=100 * MILLISECOND,
+    )
+    chance = random.Random(f"parted/{number}")
+    plan: list[Fault] = []
+    at = 2 * SECOND
+    while at < config.tail_ns:
+        lasts = chance.randrange(1000, 2500) * MILLISECOND
+        kind, where = chance.choice((("isolate", LEADER), ("isolate", 0), ("isolate", 1)))
+        plan.append(Fault(at, kind, {"node": where, "for_ns": lasts}))
+        at += lasts + chance.randrange(200, 900) * MILLISECOND
+    return _nodes(config, plan)
+
+
+def _calm(config: Config, *, timeout: float) -> Config:
+    """Return a configuration without bad weather and lottery: what happens is in the plan."""
+    raft = RaftSettings(
+        election_timeout_max=timeout,
+        heartbeat_interval=timeout / 8,
+        dead_after=12 * timeout,
+        quiet=0.5,
+    )
+    return msgspec.structs.replace(
+        config,
+        weather=Weather(rare=False, bias=False),
+        raft=raft,
+        sync_ns=MILLISECOND,
+        sync_rare=False,
+        turn_ns=0,
+        triggers_ppm=0,
+    )

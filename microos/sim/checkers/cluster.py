@@ -5,6 +5,7 @@
 | raft.one_leader_per_term | each `BecameLeader(term)` names one process of its cluster, ever |
 | raft.state_machine_safety | nodes that have applied the same index have the same digest |
 | gossip.left_is_not_dead | nobody who left in order is ever noted as dead |
+| gossip.forgotten | see `gossip.py` |
 
 Terms and indexes mean something within one cluster only, so each is kept with the id
 of the cluster that its process has noted as its own.
@@ -19,6 +20,8 @@ from microos._open import Node
 from microos.gossip.notes import Died
 from microos.node.lifecycle import Founded
 from microos.raft.notes import BecameLeader, Committed
+from microos.settings import GossipSettings
+from microos.sim.checkers.gossip import GossipChecker
 from microos.sim.world import World
 
 
@@ -45,8 +48,9 @@ class Running(Protocol):
 class ClusterChecks:
     """The checks of one world of whole nodes."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, gossip: GossipSettings) -> None:
         self._world = world
+        self._gossip = GossipChecker(world, gossip.reconnect_timeout)
         self._cluster: dict[int, str] = {}
         self._leaders: dict[tuple[str, int], tuple[int, int]] = {}
         self._digests: dict[tuple[str, int], tuple[int, int]] = {}
@@ -60,6 +64,8 @@ class ClusterChecks:
 
     def note(self, note: Noted) -> None:
         """Look at one note, and at the node that made it."""
+        if note.source == "gossip":
+            self._gossip.noted(f"n{note.node}", note.boot, note.what)
         match note.what:
             case Founded(cluster):
                 self._cluster[note.node] = cluster

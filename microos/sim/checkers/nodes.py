@@ -20,6 +20,8 @@ from microos.raft.composite import Machines
 from microos.raft.core import Raft
 from microos.raft.entry import Entry
 from microos.raft.notes import BecameLeader, Committed
+from microos.settings import GossipSettings
+from microos.sim.checkers.gossip import GossipChecker
 from microos.sim.checkers.raft import newest_before
 from microos.sim.process import Process
 from microos.sim.workload import Holding, Operation
@@ -40,8 +42,11 @@ def raft_of(node: Node) -> Raft | None:
 class NodesChecker:
     """The invariants of one world of nodes."""
 
-    def __init__(self, world: World, holdings: Callable[[], list[Holding]]) -> None:
+    def __init__(
+        self, world: World, holdings: Callable[[], list[Holding]], gossip: GossipSettings
+    ) -> None:
         self._world = world
+        self._gossip = GossipChecker(world, gossip.reconnect_timeout)
         self._holdings = holdings
         self.oracle: Machines | None = None
         self.committed: dict[Index, Entry] = {}
@@ -67,6 +72,8 @@ class NodesChecker:
             self._clusters[getattr(note, "cluster", "")] = None
             if len(self._clusters) > 1:
                 self._fail("safety", "founding.two_clusters", ", ".join(self._clusters))
+        if source == "gossip":
+            self._gossip.noted(process.name, process.boot, note)
         raft = raft_of(node)
         if raft is None or source != "raft":
             return
