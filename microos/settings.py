@@ -7,8 +7,6 @@ beneath it. Loading, checking, the commented TOML of `explain` and the manual ar
 made from these alone, so they cannot disagree.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import ipaddress
 import os
@@ -238,17 +236,17 @@ class Settings:
     sync: SyncSettings = field(default_factory=SyncSettings)
 
     @classmethod
-    def local(cls, **changes: Any) -> Settings:
+    def local(cls, **changes: Any) -> "Settings":
         """Return settings for one machine: everything on loopback, quick to accuse."""
         return _preset("local", changes)
 
     @classmethod
-    def lan(cls, **changes: Any) -> Settings:
+    def lan(cls, **changes: Any) -> "Settings":
         """Return settings for one network; the defaults of every field."""
         return _preset("lan", changes)
 
     @classmethod
-    def wan(cls, **changes: Any) -> Settings:
+    def wan(cls, **changes: Any) -> "Settings":
         """Return settings for nodes far apart: slow to accuse, slow to elect."""
         return _preset("wan", changes)
 
@@ -260,7 +258,7 @@ class Settings:
         *,
         defaults: Mapping[str, Any] | None = None,
         **arguments: Any,
-    ) -> Settings:
+    ) -> "Settings":
         """Return what preset, file, environment and arguments say together, checked.
 
         Args:
@@ -287,7 +285,7 @@ class Settings:
             raise SettingsError(faults)
         return settings
 
-    def replace(self, **changes: Any) -> Settings:
+    def replace(self, **changes: Any) -> "Settings":
         """Return these settings with some fields changed; not checked."""
         return dataclasses.replace(self, **changes)
 

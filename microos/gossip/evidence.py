@@ -14,7 +14,7 @@ the subject hears first (gossip.md 6).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from microos.types import BootId
 
@@ -25,8 +25,7 @@ RETRIES = (0.05, 0.15)
 """When a dial that timed out is made again [s]."""
 
 
-@dataclass(slots=True)
-class Case:
+class Case(msgspec.Struct):
     """One member that is being looked into."""
 
     boot: BootId

@@ -16,7 +16,6 @@ Source: Das, Gupta, Motivala, "SWIM" (DSN 2002), §4.2; memberlist, state.go.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 import msgspec
@@ -92,8 +91,7 @@ class Remembered(msgspec.Struct, frozen=True, array_like=True):
     """The others, the dead included: candidates to join when no seed answers."""
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One member in the table, changed only through `Table`."""
 
     node: NodeId
@@ -112,7 +110,7 @@ class Entry:
     body: bytes = b""
     body_hash: int = 0
     """Of the record held. Differs from `announced_hash` while a pull is under way."""
-    states: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    states: dict[int, tuple[int, bytes]] = msgspec.field(default_factory=dict)
     """Kind to (version, body)."""
     score: int = 0
     faded: bool = False

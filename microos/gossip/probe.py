@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import IntEnum
+
+import msgspec
 
 from microos.settings import GossipSettings
 from microos.types import Address, BootId, NodeId, Random
@@ -73,8 +74,7 @@ class Aim(IntEnum):
     """An exchange says that it is dead: silence is death, not suspicion."""
 
 
-@dataclass(slots=True)
-class Probe:
+class Probe(msgspec.Struct):
     """One probe under way."""
 
     seq: int
@@ -84,16 +84,15 @@ class Probe:
     aim: Aim
     sent_at: float
     verdict_at: float
-    asked: dict[BootId, None] = field(default_factory=dict)
+    asked: dict[BootId, None] = msgspec.field(default_factory=dict)
     """Relays."""
-    nacks: dict[BootId, None] = field(default_factory=dict)
+    nacks: dict[BootId, None] = msgspec.field(default_factory=dict)
     """Relays that heard nothing and said so."""
     streamed: bool = False
     """A stream answered."""
 
 
-@dataclass(slots=True)
-class Relay:
+class Relay(msgspec.Struct):
     """One probe made for somebody else."""
 
     seq: int

@@ -13,7 +13,7 @@ memberlist forgets the dead after 30 s and so never heals a partition (metallb#5
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from microos.types import Random
 
@@ -32,8 +32,7 @@ LONG_DEAD_INTERVAL = 60.0
 """One dead for more than an hour is called once a minute at most by each node [s]."""
 
 
-@dataclass(slots=True)
-class Seed:
+class Seed(msgspec.Struct):
     """One address to join at."""
 
     wanted_since: float

@@ -9,7 +9,7 @@ the old record serves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from microos.gossip import notes
 from microos.gossip.desk import Desk
@@ -32,15 +32,14 @@ def record_hash(body: bytes) -> int:
     return u64(body) or 1 if body else 0
 
 
-@dataclass(slots=True)
-class Pull:
+class Pull(msgspec.Struct):
     """One record on its way here."""
 
     hash: int
     size: int
     source: NodeId
     """Whom to ask next."""
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray = msgspec.field(default_factory=bytearray)
 
     def add(self, offset: int, part: bytes) -> bool:
         """Take in a piece; return whether it was the one asked for."""

@@ -23,7 +23,8 @@ Accurate Failure Detection" (arXiv:1707.00788), LHA-Suspicion.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+
+import msgspec
 
 from microos.settings import GossipSettings
 from microos.types import Incarnation, NodeId
@@ -61,8 +62,7 @@ def timeout(confirmations: int, *, wanted: int, base: float, ceiling: float) -> 
     return max(base, ceiling - share * (ceiling - base))
 
 
-@dataclass(slots=True)
-class Suspicion:
+class Suspicion(msgspec.Struct):
     """One member under suspicion, from the first accusation to its end."""
 
     incarnation: Incarnation
@@ -75,10 +75,10 @@ class Suspicion:
     base: float
     ceiling: float
 
-    accusers: set[NodeId] = field(default_factory=set)
+    accusers: set[NodeId] = msgspec.field(default_factory=set)
     """Who reported it, the first accuser included."""
 
-    refused: set[NodeId] = field(default_factory=set)
+    refused: set[NodeId] = msgspec.field(default_factory=set)
     """Accusers whose connection was refused."""
 
     refused_since: float = math.inf

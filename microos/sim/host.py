@@ -107,7 +107,7 @@ class Host:
 
     def note(self, source: str, what: object) -> None:
         self.cluster.columns.add(self.name, self.boot, source, what)
-        kind = what if isinstance(what, str) else type(what).__name__
+        kind = what.partition(" ")[0] if isinstance(what, str) else type(what).__name__
         self.world.sometimes(f"{source}.{kind}")
         self.world.trace("note", self.name, kind)
         self.cluster.noted(self, source, what)

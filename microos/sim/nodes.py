@@ -219,10 +219,10 @@ class NodesWorld:
                 users = Users(node, process, self.config, self.history, self._holdings, self._stop)
                 n.start_soon(users.run)
                 why = await node.wait_failed()
-                self.note(machine, "process", f"failed: {why}")
+                self.note(machine, "process", f"failed {why}")
                 n.cancel_scope.cancel()
         except* StorageError as group:
-            self.note(machine, "process", f"StorageError: {group.exceptions[0]}")
+            self.note(machine, "process", f"StorageError {group.exceptions[0]}")
             if not (machine.doomed or machine.platter.full):
                 raise
         else:
@@ -279,7 +279,7 @@ class NodesWorld:
 
     def note(self, machine: Machine, source: str, note: object) -> None:
         self.columns.add(machine.name, machine.boot, source, note)
-        kind = note if isinstance(note, str) else type(note).__name__
+        kind = note.partition(" ")[0] if isinstance(note, str) else type(note).__name__
         self.world.sometimes(f"{source}.{kind}")
         self.world.trace("note", machine.name, f"{source}.{kind}")
 

@@ -101,7 +101,7 @@ class Rumour:
         for other in list(self._links.values()):
             delays = None if silent else self.host.distance(other.host.id)
             if delays is not None:
-                self._later(delays[0], other, lambda o=other: o.link_lost(self))  # type: ignore[misc]
+                self._later(delays[0], other, lambda o=other: o.link_lost(self))
 
     # One turn.
 

@@ -5,7 +5,7 @@
 | raft.one_leader_per_term | each `BecameLeader(term)` names one process of its cluster, ever |
 | raft.state_machine_safety | nodes that have applied the same index have the same digest |
 | gossip.left_is_not_dead | nobody who left in order is ever noted as dead |
-| gossip.forgotten | see `gossip.py` |
+| gossip.forgotten | see `membership.py` |
 
 Terms and indexes mean something within one cluster only, so each is kept with the id
 of the cluster that its process has noted as its own.
@@ -21,7 +21,7 @@ from microos.gossip.notes import Died
 from microos.node.lifecycle import Founded
 from microos.raft.notes import BecameLeader, Committed
 from microos.settings import GossipSettings
-from microos.sim.checkers.gossip import GossipChecker
+from microos.sim.checkers.membership import MembershipChecker
 from microos.sim.world import World
 
 
@@ -50,7 +50,7 @@ class ClusterChecks:
 
     def __init__(self, world: World, gossip: GossipSettings) -> None:
         self._world = world
-        self._gossip = GossipChecker(world, gossip.reconnect_timeout)
+        self._gossip = MembershipChecker(world, gossip.reconnect_timeout)
         self._cluster: dict[int, str] = {}
         self._leaders: dict[tuple[str, int], tuple[int, int]] = {}
         self._digests: dict[tuple[str, int], tuple[int, int]] = {}

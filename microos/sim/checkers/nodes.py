@@ -21,7 +21,7 @@ from microos.raft.core import Raft
 from microos.raft.entry import Entry
 from microos.raft.notes import BecameLeader, Committed
 from microos.settings import GossipSettings
-from microos.sim.checkers.gossip import GossipChecker
+from microos.sim.checkers.membership import MembershipChecker
 from microos.sim.checkers.raft import newest_before
 from microos.sim.process import Process
 from microos.sim.workload import Holding, Operation
@@ -46,7 +46,7 @@ class NodesChecker:
         self, world: World, holdings: Callable[[], list[Holding]], gossip: GossipSettings
     ) -> None:
         self._world = world
-        self._gossip = GossipChecker(world, gossip.reconnect_timeout)
+        self._gossip = MembershipChecker(world, gossip.reconnect_timeout)
         self._holdings = holdings
         self.oracle: Machines | None = None
         self.committed: dict[Index, Entry] = {}

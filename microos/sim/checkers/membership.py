@@ -1,11 +1,9 @@
-"""What must hold of membership as nodes note it.
+"""Who was held to be dead is not forgotten, as whole nodes note it.
 
-| invariant | how it is seen |
-|---|---|
-| gossip.forgotten | who holds a member to be dead knows it again when it returns: as `Refuted` or `Restarted`, never as a stranger that has `Joined`, before the tombstone's time |
-
-A dead member that is forgotten too early comes back by old news, over and over, and
-nobody calls it after a split has healed.
+Invariant `gossip.forgotten`: who holds a member to be dead knows it again when it returns,
+as `Refuted` or `Restarted`, and never meets it as a stranger that has `Joined`, before half
+of the tombstone's time is over. A dead member that is forgotten too early comes back by old
+news, over and over, and nobody calls it after a split has healed.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from microos.sim.world import SECOND, World
 from microos.types import NodeId
 
 
-class GossipChecker:
+class MembershipChecker:
     """The invariants of one world.
 
     Args:
