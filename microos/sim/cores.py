@@ -18,8 +18,8 @@ from microos.raft.core import Proposed
 from microos.raft.entry import Change, Configuration, SnapshotMark
 from microos.raft.messages import Snapshot
 from microos.sim.checkers.gossip import GossipChecker
+from microos.sim.checkers.membership import MembershipChecker
 from microos.sim.checkers.raft import RaftChecker
-from microos.sim.checkers.rumours import RumourChecker
 from microos.sim.checkers.witness import Witness
 from microos.sim.clients import AGENT, Agent, Operation
 from microos.sim.clock import Line
@@ -71,8 +71,8 @@ class CoresWorld:
         self._names = [f"n{n}" for n in range(config.nodes)]
         self._hosts = [Host(self, n, self._line(n)) for n in range(everybody)]
         self._rumours: list[Rumour | None] = [None] * everybody
-        self._rumour_checker = RumourChecker(self.world, self._running_rumours)
-        self._gossip_checker = GossipChecker(self.world, config.gossip.reconnect_timeout)
+        self._gossip = GossipChecker(self.world, self._running_rumours)
+        self._membership = MembershipChecker(self.world, config.gossip.reconnect_timeout)
         self._gone: list[NodeId] = []
         self._members: list[Member | None] = [None] * config.nodes
         self._agents: list[Agent | None] = [None] * config.nodes
@@ -148,7 +148,7 @@ class CoresWorld:
             last = len(self._hosts) - 1
             self._gone.append(self._hosts[last].id)
             self.crash(last, silent=True)
-        self._rumour_checker.settled_ns = self.world.now + self._longest_suspicion()
+        self._gossip.settled_ns = self.world.now + self._longest_suspicion()
 
     def _longest_suspicion(self) -> int:
         """Return how long a suspicion from before the quiet tail may go on [ns]."""
@@ -157,7 +157,7 @@ class CoresWorld:
         return int((gossip.suspicion_ceiling_factor * base + 4 * gossip.probe_interval) * SECOND)
 
     def _sample(self) -> None:
-        self._rumour_checker.sample()
+        self._gossip.sample()
         self.world.after(SAMPLE_EVERY, self._sample)
 
     def _expect(self, timeouts: int, fulfilled: object) -> None:
@@ -182,7 +182,7 @@ class CoresWorld:
     def _final(self) -> None:
         self._witness.final(self.history)
         if self.config.members:
-            self._rumour_checker.final(self._gone)
+            self._gossip.final(self._gone)
         voters = self._checker.oracle.configuration.voters
         for number, member in enumerate(self._members):
             if member is None or member.raft is None:
@@ -247,8 +247,8 @@ class CoresWorld:
     def noted(self, host: Host, source: str, what: object) -> None:
         """Look at a note; hosts call it with each."""
         if source == "gossip":
-            self._rumour_checker.noted(host.name, what)
-            self._gossip_checker.noted(host.name, host.boot, what)
+            self._gossip.noted(host.name, what)
+            self._membership.noted(host.name, host.boot, what)
 
     def restart(self, number: int) -> None:
         """Let a supervisor start a process again that has ended by itself."""

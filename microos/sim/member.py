@@ -40,6 +40,7 @@ from microos.sim.checkers.raft import RaftChecker
 from microos.sim.errand import ErrandLock, run_errand
 from microos.sim.host import Host
 from microos.sim.world import SECOND
+from microos.storage.disk import Disk
 from microos.storage.files import Identity
 from microos.storage.snapshot import (
     decode_snapshot,
@@ -110,17 +111,30 @@ class Member:
         self._armed: int | None = None
         self._unwritten: list[Persist] = []
         self._writing = False
-        self._incoming: dict[Index, tuple[bytes, ...]] = {}
+        self._arrived: dict[SnapshotMark, tuple[bytes, ...]] = {}
+        """Snapshots the next turn will see; it takes one of them or none."""
+        self._restoring: dict[SnapshotMark, tuple[bytes, ...]] = {}
+        """Snapshots taken, until they are in their files."""
+        self._compaction: tuple[SnapshotMark, Index] | None = None
         self._mark: SnapshotMark | None = None
         self._snapshotting = False
         self._ready: dict[int, Index] = {}
-        self._errand(self._open())
+        self._errand(self._start())
 
     # Start.
 
-    async def _open(self) -> None:
-        disk = self.host.platter.attach()
-        self._disk = disk
+    async def _start(self) -> None:
+        """Open the log, once there is room for it."""
+        self._disk = self.host.platter.attach()
+        while self.raft is None:
+            try:
+                await self._open(self._disk)
+            except StorageError as error:
+                if error.reason != "full":
+                    raise
+                await self.host.delay(SECOND // 10)
+
+    async def _open(self, disk: Disk) -> None:
         identity = Identity(node=self.host.id, cluster=CLUSTER, epoch=EPOCH, label="sim")
         wal, loaded = await Wal.open(disk, identity, segment_bytes=self._segment_bytes)
         wal._lock = ErrandLock()  # type: ignore[assignment]
@@ -193,9 +207,15 @@ class Member:
         inbox, self._inbox = self._inbox, deque()
         for item, sender in inbox:
             raft.receive(item, sender, now)  # type: ignore[arg-type]
+        if self._compaction is not None:
+            # After the inbox: what a snapshot covers has been reported as applied by now.
+            raft.compact(*self._compaction)
+            self._checker.compacted(self.host, self._compaction[0])
+            self._compaction = None
         self._propose(raft, now)
         raft.wake(now)
         self._perform(raft, raft.take())
+        self._arrived.clear()
         if self.host.world.executed & 7 == 0:
             raft.check()
         if self.listener is not None:
@@ -285,7 +305,8 @@ class Member:
     def _persist(self, persist: Persist) -> None:
         self._checker.handed(self.host, persist)
         if persist.snapshot is not None:
-            self.machines.restore(self._incoming[persist.snapshot.index])
+            chunks = self._restoring[persist.snapshot] = self._arrived[persist.snapshot]
+            self.machines.restore(chunks)
             self._checker.restored(self.host, self.machines)
             if self.listener is not None:
                 self.listener.restored()
@@ -300,10 +321,11 @@ class Member:
             batches, self._unwritten = self._unwritten, []
             try:
                 for batch in batches:
-                    if batch.snapshot is not None:
-                        chunks = self._incoming[batch.snapshot.index]
-                        await write_snapshot(self._disk, batch.snapshot, chunks)
-                        self._mark = batch.snapshot
+                    mark = batch.snapshot
+                    if mark is not None and mark in self._restoring:
+                        await write_snapshot(self._disk, mark, self._restoring[mark])
+                        del self._restoring[mark]
+                        self._mark = mark
                 await self._wal.write(batches)
             except StorageError as error:
                 if error.reason != "full":
@@ -340,10 +362,8 @@ class Member:
         self._snapshotting = False
         if self._mark is None or mark.index > self._mark.index:
             self._mark = mark
-        assert self.raft is not None
-        self.raft.compact(mark, first)
-        self._checker.compacted(self.host, mark)
-        self.soon()
+            self._compaction = (mark, first)
+            self.soon()
 
     async def _transfer(self, node: NodeId, message: Snapshot) -> None:
         """Send the data of a snapshot, then the message."""
@@ -368,9 +388,7 @@ class Member:
         """Take in a snapshot that has come as a whole."""
         mark, chunks = decode_snapshot(data)
         assert mark == message.mark
-        self._incoming[mark.index] = chunks
-        while len(self._incoming) > 8:
-            del self._incoming[next(iter(self._incoming))]
+        self._arrived[mark] = chunks
         self.post(message, sender)
 
     def _errand(self, work: Coroutine[Any, Any, None]) -> None:

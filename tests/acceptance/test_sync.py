@@ -53,11 +53,11 @@ def test_a_hundred_clients_on_five_nodes_never_hold_the_lock_together() -> None:
         await cluster.ready()
         async with trio.open_nursery() as nursery:
             for client in range(100):
-                nursery.start_soon(sections, cluster, client % 5, 10, resource)
+                nursery.start_soon(sections, cluster, client % 5, 100, resource)
 
     run_cluster(scenario, seed=1)
 
-    assert len(resource.writes) == 100 * 10
+    assert len(resource.writes) == 100 * 100
     assert resource.writes == sorted(set(resource.writes))
 
 

@@ -18,16 +18,9 @@ that killed it last time, and the next ones are there for the day it no longer d
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import importlib.abc
-import importlib.machinery
-import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, ModuleType
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,7 @@ what is mutated.
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import msgspec
@@ -93,7 +90,10 @@ def quarrel(number: int) -> Fate:
     while at < config.tail_ns:
         lasts = chance.randrange(50, 600) * MILLISECOND
         one_way = chance.choice((0, 0, 1))
-        what: dict[str, int | list[int]] = {"node": chance.choice((LEADER, 0, 1, 2)), "for_ns": lasts}
+        what: dict[str, int | list[int]] = {
+            "node": chance.choice((LEADER, 0, 1, 2)),
+            "for_ns": lasts,
+        }
         kind = chance.choice(("isolate", "isolate", "crash"))
         plan.append(Fault(at, kind, {**what, "one_way": one_way} if kind == "isolate" else what))
         at += chance.randrange(20, 400) * MILLISECOND

@@ -19,7 +19,7 @@ from microos.sim.world import World
 from microos.types import NodeId
 
 
-class RumourChecker:
+class GossipChecker:
     """The checks of one group.
 
     Args:
