@@ -402,10 +402,13 @@ class Member:
 
     def _failed(self, error: Exception) -> None:
         """A write or sync has failed: this member has ended, and its supervisor starts it again."""
-        if not isinstance(error, StorageError | OSError) or not self.host.disk_is_bad():
+        if isinstance(error, StorageError) and error.reason == "full" and self.raft is None:
+            self._world.sometimes("storage.full_at_start")
+        elif isinstance(error, StorageError | OSError) and self.host.disk_is_bad():
+            self._world.sometimes("storage.failed_sync_ended_member")
+        else:
             self.host.failed(error)
             return
-        self._world.sometimes("storage.failed_sync_ended_member")
         self.failed = True
         self.host.cluster.restart(self.host.number)
 

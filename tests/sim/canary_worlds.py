@@ -10,14 +10,22 @@ import random
 from dataclasses import replace
 
 import msgspec
+import trio
 
-from microos.settings import RaftSettings
+from microos.raft.core import Raft, Role
+from microos.settings import GossipSettings, RaftSettings
 from microos.sim.cores import CoresWorld
 from microos.sim.faults import LEADER, Fault
+from microos.sim.host import node_id
 from microos.sim.network import Weather
 from microos.sim.nodes import NodesWorld
 from microos.sim.swarm import Config, draw
 from microos.sim.world import MILLISECOND, SECOND
+from microos.storage.files import DamagedError
+from microos.storage.memory import MemoryDisk
+from microos.storage.recovery import SUFFIX
+from microos.storage.wal import Wal
+from tests.storage.history import IDENTITY, ME, SEGMENT, entry, persist
 
 
 class Fate(msgspec.Struct, frozen=True):
@@ -27,24 +35,28 @@ class Fate(msgspec.Struct, frozen=True):
     cause: str = ""
     """Kind and invariant of what failed; empty: the world passed."""
     detail: str = ""
+    trace: str = ""
+    """Hash of all that happened."""
 
 
 def _cores(config: Config, plan: list[Fault]) -> Fate:
     world = CoresWorld(config, plan)
     world.run()
-    failure = world.world.failure
-    if failure is None:
-        return Fate(config.seed)
-    return Fate(config.seed, f"{failure.kind} {failure.invariant}", failure.detail)
+    return _fate(config.seed, world)
 
 
 def _nodes(config: Config, plan: list[Fault]) -> Fate:
     world = NodesWorld(config, plan)
     world.run()
+    return _fate(config.seed, world)
+
+
+def _fate(number: int, world: CoresWorld | NodesWorld) -> Fate:
     failure = world.world.failure
+    trace = world.world.trace_hash()
     if failure is None:
-        return Fate(config.seed)
-    return Fate(config.seed, f"{failure.kind} {failure.invariant}", failure.detail)
+        return Fate(number, trace=trace)
+    return Fate(number, f"{failure.kind} {failure.invariant}", failure.detail, trace)
 
 
 def swarm(number: int) -> Fate:
@@ -156,3 +168,219 @@ def _calm(config: Config, *, timeout: float) -> Config:
         turn_ns=0,
         triggers_ppm=0,
     )
+
+
+class _Figure8(CoresWorld):
+    """Figure 8 of the Raft paper, on three members, by a director who cuts links in time.
+
+        A  ... k(t)          leads t, is cut off with an entry nobody else has
+        B  ...               votes for both
+        C  ... k(t+1)        leads t + 1, and is cut off before its entry reaches B
+
+    A leads again with B's vote and brings k(t) to B: on a majority, of an old term. Before
+    an entry of A's new term follows, A is cut off and C comes back, whose log is the newer.
+    """
+
+    TICK = MILLISECOND // 5
+    act = 0
+    a = b = c = 0
+    known = 0
+    """Last entry of B before A brings it more."""
+    acted_ns = 0
+
+    def direct(self) -> None:
+        """Look at everybody; go on to the next act when it is time."""
+        if self.world.now >= self.config.tail_ns:
+            return
+        self.world.after(self.TICK, self.direct)
+        cores = [member.raft for member in self._members if member is not None]
+        if len(cores) < 3 or None in cores:
+            return
+        if self.act and self.world.now > self.acted_ns + 4 * SECOND:
+            self._next(0)  # It came otherwise: begin again.
+            self.network._cuts.clear()
+        getattr(self, f"_act{self.act}")(cores)
+
+    def _next(self, act: int) -> None:
+        self.act, self.acted_ns = act, self.world.now
+
+    def _act0(self, cores: list[Raft]) -> None:
+        leader = self.leader()
+        if leader is not None and self.world.now > 2 * SECOND and cores[leader].own_term_committed:
+            self.a = leader
+            for other in _others(leader):
+                self._cut(leader, other)
+                self._cut(other, leader)
+            self._next(1)
+
+    def _act1(self, cores: list[Raft]) -> None:
+        """Once B has voted for C, C reaches nobody any more; B's vote is on its way."""
+        for c in _others(self.a):
+            b = 3 - self.a - c
+            core, voter = cores[c].status(), cores[b].status()
+            if core.role is Role.CANDIDATE and voter.vote == node_id(c):
+                self.b, self.c, self.known = b, c, voter.last_index
+                self._cut(c, b)
+                longer = cores[self.a].log.last_index > voter.last_index
+                self._next(2 if longer else 9)
+
+    def _act2(self, cores: list[Raft]) -> None:
+        if cores[self.c].role is Role.LEADER:
+            self._cut(self.b, self.c)
+            self.network.mend(f"n{self.a}", f"n{self.b}")
+            self.network.mend(f"n{self.b}", f"n{self.a}")
+            self._next(3)
+
+    def _act3(self, cores: list[Raft]) -> None:
+        a, b = cores[self.a], cores[self.b]
+        old = b.log.last_term < a.term
+        if a.role is Role.LEADER and b.log.last_index > self.known and old:
+            self._cut(self.a, self.b)
+            self._next(4)
+
+    def _act4(self, cores: list[Raft]) -> None:
+        if self.world.now > self.acted_ns + SECOND // 4:
+            self.world.sometimes("figure 8")
+            self._cut(self.b, self.a)
+            self.network.mend(f"n{self.b}", f"n{self.c}")
+            self.network.mend(f"n{self.c}", f"n{self.b}")
+            self._next(5)
+
+    def _act5(self, cores: list[Raft]) -> None:
+        """C leads again, without what a leader that counts old terms holds to be committed."""
+
+    _act9 = _act5
+
+    def _cut(self, sender: int, receiver: int) -> None:
+        self.network.cut(f"n{sender}", f"n{receiver}")
+
+
+def _others(node: int) -> list[int]:
+    return [n for n in range(3) if n != node]
+
+
+def figure_8(number: int) -> Fate:
+    """Raft's figure 8, several times over."""
+    config, _ = draw(number, 3, 30, "cores")
+    config = msgspec.structs.replace(
+        _calm(config, timeout=0.5),
+        weather=Weather(latency_min_ns=5 * MILLISECOND, rare=False, bias=False),
+        clients=4,
+        think_ns=20 * MILLISECOND,
+        ttl=4.0,
+    )
+    raft = replace(config.raft, append_entries_max=1, inflight_max=1)
+    world = _Figure8(msgspec.structs.replace(config, raft=raft), [])
+    world.world.at(0, world.direct)
+    world.run()
+    assert world.world.failure or world.world.counts.get("figure 8"), "the play was never staged"
+    return _fate(number, world)
+
+
+class _Usurped(NodesWorld):
+    """The leader hands over while it holds a lock, and is cut off before it hears of that."""
+
+    def direct(self) -> None:
+        if self.world.now >= self.config.tail_ns:
+            return
+        old = self.leader()
+        holds = old is not None and any(
+            h.process is self._machines[old].process for h in self._holdings.values()
+        )
+        if old is None or not holds:
+            self.world.after(20 * MILLISECOND, self.direct)
+            return
+        self.transfer(_others(old)[self.world.now % 2])
+        lasts = int(4 * self.config.raft.election_timeout_max * SECOND)
+        what: dict[str, int | list[int]] = {"node": old, "for_ns": lasts}
+        self.faults.plan([Fault(self.world.now + MILLISECOND // 10, "isolate", what)])
+        self.world.after(lasts + SECOND, self.direct)
+
+
+def usurped(number: int) -> Fate:
+    """Whole nodes whose leader is deposed behind its back while it holds a lock."""
+    timeout = 0.5
+    config, _ = draw(number, 3, 24, "node")
+    config = msgspec.structs.replace(
+        _calm(config, timeout=timeout), clients=3, locks=1, ttl=2 * timeout, think_ns=2 * SECOND
+    )
+    world = _Usurped(config, [])
+    world.world.at(3 * SECOND, world.direct)
+    world.run()
+    return _fate(number, world)
+
+
+def slumber(number: int) -> Fate:
+    """A leader that is cut off and sleeps; it wakes into a world that has gone on without it."""
+    config, _ = draw(number, 3, 18, "cores")
+    config = msgspec.structs.replace(
+        _calm(config, timeout=0.2), clients=2, keys=1, think_ns=20 * MILLISECOND, ttl=4.0
+    )
+    chance = random.Random(f"slumber/{number}")
+    plan: list[Fault] = []
+    at = SECOND
+    while at < config.tail_ns:
+        lasts = chance.randrange(200, 600) * MILLISECOND
+        what: dict[str, int | list[int]] = {"node": LEADER}
+        plan.append(Fault(at, "isolate", {**what, "for_ns": lasts + 300 * MILLISECOND}))
+        plan.append(Fault(at, "pause", {**what, "for_ns": lasts}))
+        at += SECOND
+    return _cores(config, plan)
+
+
+def worn(number: int) -> Fate:
+    """Members whose disks fail a sync now and then; each is to end by it, and to come back."""
+    config, _ = draw(number, 3, 18, "cores")
+    config = msgspec.structs.replace(
+        _calm(config, timeout=0.2), clients=2, keys=1, think_ns=20 * MILLISECOND, ttl=4.0
+    )
+    chance = random.Random(f"worn/{number}")
+    plan: list[Fault] = []
+    at = SECOND
+    while at < config.tail_ns:
+        node = chance.randrange(3)
+        plan.append(Fault(at, "sync_error", {"node": node, "for_ns": 1}))
+        down: dict[str, int | list[int]] = {"node": node, "for_ns": 100 * MILLISECOND}
+        plan.append(Fault(at + chance.randrange(100) * MILLISECOND, "crash", down))
+        at += SECOND
+    return _cores(config, plan)
+
+
+def rotten(number: int) -> Fate:
+    """A log of a few segments in which one byte that was acknowledged has rotted."""
+    return trio.run(_rotten, number)
+
+
+async def _rotten(number: int) -> Fate:
+    chance = random.Random(f"rotten/{number}")
+    platter = MemoryDisk()
+    disk = platter.attach()
+    wal, _ = await Wal.open(disk, IDENTITY, segment_bytes=SEGMENT)
+    written = [entry(1, index, chance.randbytes(99)) for index in range(1, 30)]
+    for one in written:
+        await wal.write([persist(one, term=1, vote=ME, commit=one.index - 1)])
+    await disk.close()
+    name = chance.choice([name for name in platter.seen() if name.endswith(SUFFIX)])
+    data = platter.seen()[name]
+    offset = chance.randrange(len(data.rstrip(b"\0")))
+    platter.corrupt(name, offset, data[offset] ^ 1 << chance.randrange(8))
+
+    try:
+        _, loaded = await Wal.open(platter.attach(), IDENTITY, segment_bytes=SEGMENT)
+    except DamagedError:
+        return Fate(number)
+    if list(loaded.entries) == written or list(loaded.entries) == written[:-1]:
+        return Fate(number)
+    return Fate(number, "safety storage.rot", f"{name} at {offset}: read what was not written")
+
+
+def dozed(number: int) -> Fate:
+    """Whole nodes of which each sleeps for a while, long enough to be held to be dead."""
+    config, _ = draw(number, 3, 20, "node")
+    config = _calm(config, timeout=0.5)
+    gossip = GossipSettings(probe_interval=0.2, probe_timeout_max=0.1, gossip_interval=0.04)
+    plan = [
+        Fault((4 + 2 * node) * SECOND, "pause", {"node": node, "for_ns": 3 * SECOND // 2})
+        for node in (0, 1, 2)
+    ]
+    return _nodes(msgspec.structs.replace(config, gossip=gossip), plan)
