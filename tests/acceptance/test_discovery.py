@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -234,3 +235,26 @@ def test_a_watch_made_early_and_entered_late_misses_nothing() -> None:
         assert [len(state) for state in seen] == [0, 1]
 
     run_cluster(scenario, 3, seed=4)
+
+
+@pytest.mark.bench
+@pytest.mark.slow
+@pytest.mark.criterion("DISC-3")
+def test_reading_one_of_a_thousand_services_takes_microseconds() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.ready()
+        for number, node in enumerate(cluster.nodes):
+            for service in range(250):
+                node.discovery.announce(f"service-{number}-{service}")
+        discovery = cluster[0].discovery
+        await cluster.wait_until(lambda: len(discovery.services()) == 1000, 10.0, "all are known")
+
+        begun = time.perf_counter()
+        for service in range(1000):
+            assert len(discovery.instances(f"service-{service % 4}-{service // 4}")) == 1
+        took = (time.perf_counter() - begun) / 1000
+
+        print(f"discovery.instances {took * 1e6:.2f} us of 50 us")
+        assert took < 500e-6
+
+    run_cluster(scenario, 4)

@@ -28,7 +28,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.criterion("SYNC-2")
 @pytest.mark.sim
+@pytest.mark.prop
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1012))
 def test_cores_keep_their_promises_in_the_world_of(seed: int) -> None:
@@ -38,7 +40,9 @@ def test_cores_keep_their_promises_in_the_world_of(seed: int) -> None:
     assert verdict.operations > 0
 
 
+@pytest.mark.criterion("SYNC-2")
 @pytest.mark.sim
+@pytest.mark.prop
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1004))
 def test_whole_nodes_keep_their_promises_in_the_world_of(seed: int) -> None:
