@@ -73,7 +73,7 @@ class Membership:
         self._remember: Remembered | None = None
         self._remember_awake = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._alarm = Alarm(runtime.clock, lambda: gossip.deadline, self._wake)
+        self._alarm = Alarm(runtime.clock, lambda: gossip.deadline, self.turn)
         self.counters: Counter[str] = Counter()
 
     @property
@@ -144,10 +144,6 @@ class Membership:
     def ask(self, request: Callable[[Gossip, float], None]) -> None:
         """Make a request of the core (`join`, `announce`, …) and do what comes of it."""
         request(self._gossip, self._clock.now())
-        self.turn()
-
-    def _wake(self) -> None:
-        """Read what the socket has before anything is judged, then wake the core."""
         self.turn()
 
     def turn(self) -> None:
