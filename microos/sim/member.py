@@ -108,7 +108,8 @@ class Member:
         self._wal: Wal
         self._inbox: deque[tuple[object, NodeId]] = deque()
         self._turn_at: int | None = None
-        self._armed: int | None = None
+        self._armed = inf
+        """Deadline of the earliest timer set, on the node's clock [s]."""
         self._unwritten: list[Persist] = []
         self._writing = False
         self._arrived: dict[SnapshotMark, tuple[bytes, ...]] = {}
@@ -234,18 +235,16 @@ class Member:
         deadline = raft.deadline
         if self.listener is not None:
             deadline = min(deadline, self.listener.deadline())
-        if deadline == inf:
+        if deadline >= self._armed:
             return
-        at = max(self._world.now, self.host.line.when(deadline))
-        if self._armed is None or at < self._armed:
-            self._armed = at
+        self._armed = deadline
 
-            def ring() -> None:
-                if self._armed == at:
-                    self._armed = None
-                self.host.gate(self._ring)
+        def ring() -> None:
+            if self._armed == deadline:
+                self._armed = inf
+            self.host.gate(self._ring)
 
-            self._world.at(at, ring)
+        self._world.at(self.host.line.when(deadline), ring)
 
     def _ring(self) -> None:
         raft = self.raft

@@ -50,7 +50,8 @@ class Rumour:
         self._boot_number = host.boot
         self._group = group
         self._world = host.world
-        self._armed: int | None = None
+        self._armed = inf
+        """Deadline of the earliest timer set, on the node's clock [s]."""
         self._links: dict[NodeId, Rumour] = {}
         """Processes that a link is open to."""
         self._arrivals: dict[NodeId, int] = {}
@@ -129,18 +130,24 @@ class Rumour:
 
     def _arm(self) -> None:
         deadline = self.gossip.deadline
-        if deadline == inf:
+        if deadline >= self._armed:
             return
-        at = max(self._world.now, self.host.line.when(deadline))
-        if self._armed is None or at < self._armed:
-            self._armed = at
+        self._armed = deadline
 
-            def ring() -> None:
-                if self._armed == at:
-                    self._armed = None
-                self.host.gate(self._turn)
+        def ring() -> None:
+            if self._armed == deadline:
+                self._armed = inf
+            self.host.gate(self._ring)
 
-            self._world.at(at, ring)
+        self._world.at(self.host.line.when(deadline), ring)
+
+    def _ring(self) -> None:
+        if not self.is_alive():
+            return
+        if self.host.line.now() >= self.gossip.deadline:
+            self._turn()
+        else:
+            self._arm()
 
     # Links and dials.
 

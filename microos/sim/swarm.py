@@ -128,7 +128,7 @@ def _config(chance: Random, seed: int, nodes: int, seconds: int, layer: str) -> 
         locks=chance.choice((1, 2, 4)),
         think_ns=_lu(chance, 50 * MILLISECOND, SECOND),
         ttl=raft.election_timeout_max * chance.choice((4, 8, 12)),
-        members=chance.choice((0, nodes, nodes + 1, 10)),
+        members=chance.choice((0, 0, nodes, nodes + 1, 8)),
     )
 
 

@@ -235,6 +235,9 @@ def _is_torn(data: bytes, at: int, used: int, number: int, salt: int) -> bool:
         if found is not None and found[1] > number:
             # It was written after a sync of the one that is bad now.
             return False
+    # A torn end that was being made zero when the power went again; no head is all zeros.
+    if not data[at : at + HEAD_SIZE].strip(b"\0"):
+        return True
     length = _length(data, at, salt)
     if length is None:
         end = at + HEAD_SIZE

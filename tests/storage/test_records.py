@@ -95,6 +95,20 @@ def test_one_wrong_byte_never_cuts_what_was_written(
     assert found == written or contents.damaged is not None or zeroed
 
 
+def test_a_torn_end_that_was_half_made_zero_is_torn_still() -> None:
+    """Found by a seeded world: the power went again while a torn end was cleared."""
+    before = [[Record(RecordKind.ENTRIES, b"x" * 100)]]
+    start = len(segment(before, 0))
+    torn = bytearray(segment(before))
+    torn[start : start + 20] = encode_batch([Record(RecordKind.ENTRIES, b"y" * 50)], 2, SALT)[:20]
+
+    for cleared in range(16, 20):
+        torn[start : start + cleared] = bytes(cleared)
+        contents = read_segment(bytes(torn), SALT)
+        assert contents.damaged is None
+        assert contents.end == start
+
+
 def test_a_zeroed_sector_under_a_later_batch_is_damage() -> None:
     big = [Record(RecordKind.ENTRIES, b"x" * 1200)]
     start = len(segment([big], 0))
