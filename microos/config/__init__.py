@@ -1,1 +1,1 @@
-""""""
+"""What the cluster agrees on, live."""

@@ -1,1 +1,1 @@
-""""""
+"""How a command line speaks to a node."""

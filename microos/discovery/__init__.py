@@ -1,1 +1,1 @@
-""""""
+"""Who serves what."""

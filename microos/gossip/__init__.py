@@ -1,1 +1,1 @@
-""""""
+"""Membership, as a pure state machine."""

@@ -1,1 +1,1 @@
-""""""
+"""Sockets and links, real and in memory."""

@@ -1,1 +1,1 @@
-""""""
+"""The runtime of one node: its cores, driven."""

@@ -134,7 +134,6 @@ class Consensus:
         self._compaction: tuple[SnapshotMark, Index] | None = None
         self._bytes_since_mark = 0
         self._snapshotting = False
-        self._last_applied: Entry | None = None
         self._applied_moved = trio.Event()
         self._failure = ""
         self.storage = "ok"
@@ -477,7 +476,6 @@ class Consensus:
         if persist.snapshot is not None:
             chunks = self._restoring[persist.snapshot] = self._arrived[persist.snapshot]
             self._machines.restore(chunks)
-            self._last_applied = None
             self._bytes_since_mark = 0
             for machine, event in self._machines.restored():
                 self._on_event(machine, event)
@@ -511,7 +509,6 @@ class Consensus:
                 pending.done.set()
             for machine, event in done.events:
                 self._on_event(machine, event)
-        self._last_applied = entries[-1]
         self.post(Applied(entries[-1].index))
         self._applied_moved.set()
         self._applied_moved = trio.Event()

@@ -1,1 +1,1 @@
-""""""
+"""Consensus, as pure state machines."""

@@ -1,1 +1,1 @@
-""""""
+"""Log, snapshots and small files on a disk that may fail."""

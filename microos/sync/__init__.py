@@ -1,1 +1,1 @@
-""""""
+"""Locks with leases and fencing tokens."""
