@@ -23,6 +23,7 @@ batches after etcd's wal and LevelDB's log.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -139,7 +140,7 @@ class Wal:
     ) -> tuple[Wal, Loaded]:
         """Recover the log in the directory, or begin one; return it with what it said.
 
-        A torn end is copied aside and made zero. Snapshots that the log does not refer
+        A torn end is copied aside and cut. Snapshots that the log does not refer
         to are removed.
 
         Args:
@@ -295,19 +296,31 @@ class Wal:
         size = max(self._segment_bytes, end + room + self._reserve + SEAL_SIZE)
         name = segment_name(sequence)
         try:
+            file = await self._write_aside(name, [header, batch], size)
+        except OSError as error:
+            raise storage_error(error, name) from error
+        return _Prepared(sequence, file, salt_of(header), check_of(batch), end, size)
+
+    async def _write_aside(self, name: str, data: Sequence[bytes], size: int) -> File:
+        """Write a file of `size` bytes beside the one of that name, and sync it.
+
+        Raises:
+            OSError: Nothing is left of it.
+        """
+        try:
             file = await self._disk.open(name + ASIDE, create=True)
             try:
                 await file.resize(0)
                 await file.resize(size, allocate=True)
-                await file.write([header, batch], 0, sync=True)
+                await file.write(data, 0, sync=True)
             except BaseException:
                 await file.close()
                 raise
-        except OSError as error:
+        except OSError:
             with suppress(OSError):
                 await self._disk.remove(name + ASIDE)
-            raise storage_error(error, name) from error
-        return _Prepared(sequence, file, salt_of(header), check_of(batch), end, size)
+            raise
+        return file
 
     async def _adopt(self, new: _Prepared) -> None:
         name = segment_name(new.sequence)
@@ -376,9 +389,8 @@ class Wal:
         self._highest = {s.sequence: s.last_index for s in recovered.segments}
         self._sizes = {s: len(segments[segment_name(s)]) for s in self._highest}
         if tail is not None:
-            self._file = await self._disk.open(segment_name(tail.sequence))
             data = segments[segment_name(tail.sequence)]
-            await self._mend(tail, data)
+            self._file = await self._mend(tail, data)
             self._last = check_of(data[tail.last_start : tail.end])
             self._sequence, self._salt, self._number = tail.sequence, tail.salt, tail.number
             self._offset, self._size = tail.end, tail.size
@@ -392,13 +404,29 @@ class Wal:
             await self._adopt(new)
         await drop_others(self._disk, self._mark)
 
-    async def _mend(self, tail: Tail, data: bytes) -> None:
-        """Cut a torn end, and write the last whole batch again."""
-        assert self._file is not None
+    async def _mend(self, tail: Tail, data: bytes) -> File:
+        """Cut a torn end and have the last whole batch on the disk; return the open segment.
+
+        A torn end is not made zero where it stands: power lost half way could leave bytes that
+        look like damage. The segment is written anew and takes the old one's name at once. Only
+        a disk without room for that is mended in place; the worst of it is a member set aside.
+        """
+        name = segment_name(tail.sequence)
         if tail.used > tail.end:
             await self._keep_broken(tail.sequence, data[: tail.used])
+            try:
+                file = await self._write_aside(name, [data[: tail.end]], tail.size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                await self._disk.rename(name + ASIDE, name)
+                return file
+        file = await self._disk.open(name)
+        self._file = file  # So that it is closed, whatever comes.
         again = [data[tail.last_start : tail.end], bytes(tail.used - tail.end)]
-        await self._file.write(again, tail.last_start, sync=True)
+        await file.write(again, tail.last_start, sync=True)
+        return file
 
     async def _keep_broken(self, sequence: int, data: bytes) -> None:
         """Keep a copy of what is cut, for people; without room, do without."""

@@ -7,14 +7,17 @@ import random
 import pytest
 
 from microos.storage.memory import MemoryDisk
+from microos.storage.recovery import segment_name
 from tests.storage.history import (
     State,
     Step,
     after,
     assert_legal,
     do,
+    entry,
     history,
     opened,
+    persist,
     state_of,
 )
 
@@ -101,6 +104,49 @@ async def test_power_loss_during_recovery_loses_nothing_either(seed: int) -> Non
     platter.kill()
 
     await recovered(platter, legal)
+
+
+class CutAt(random.Random):
+    """The chance by which every unsynced write is torn at one given byte."""
+
+    def __init__(self, byte: int) -> None:
+        super().__init__(0)
+        self._byte = byte
+
+    def random(self) -> float:
+        return 0.0  # Each name is kept.
+
+    def shuffle(self, x: object) -> None:
+        """Leave the writes in their order."""
+
+    def randrange(self, stop: int) -> int:  # type: ignore[override]
+        return 2 if stop == 5 else min(self._byte, stop - 1)
+
+
+@pytest.mark.parametrize("byte", range(0, 512, 3))
+async def test_power_lost_again_while_a_torn_end_is_cut_is_no_damage(byte: int) -> None:
+    platter = MemoryDisk()
+    wal, _ = await opened(platter.attach())
+    await wal.write([persist(entry(1, 1), term=1)])
+    whole = platter.durable()
+    name = segment_name(1)
+    used = len(whole[name].rstrip(b"\0"))
+    await wal.write([persist(entry(1, 2, b"x" * 90), term=1)])
+    torn = platter.durable()[name][: used + 80].ljust(len(whole[name]), b"\0")
+    platter.restore({name: torn})
+
+    for at in range(12):
+        platter.before = Fuse(at)
+        try:
+            await opened(platter.attach())
+            platter.kill()
+        except PowerLoss:
+            platter.crash(CutAt(byte))
+    platter.before = None
+    platter.kill()
+    _, loaded = await opened(platter.attach())
+
+    assert loaded.entries == (entry(1, 1),)
 
 
 @pytest.mark.prop
