@@ -76,6 +76,23 @@ SNAPSHOT_CHUNK = 64 * KIB
 SNAPSHOT_MAX = 256 * MIB
 """State of all machines; received as a whole before it is believed."""
 
+# Calls.
+RPC_CHUNK = 64 * KIB
+"""A longer body travels in pieces, so that none stands before a heartbeat."""
+
+RPC_FRAME_MAX = RPC_CHUNK + 16 * KIB
+"""A piece with its envelope: endpoint, metadata, facts of a failure."""
+
+RPC_BODY_MAX = 1 * MIB + 64 * KIB
+"""Arguments or result of one call, encoded: 1 MiB of the user's bytes, and what wraps them."""
+
+RPC_CALLS_MAX = 1024
+"""Calls in flight per link and direction; the caller is refused beyond it."""
+
+RPC_METADATA_MAX = 8 * KIB
+RPC_METADATA_PAIRS = 64
+ENDPOINT_TEXT = 128
+
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
 CONTROL_FRAME_MAX = 2 * MIB
@@ -88,3 +105,5 @@ assert DOCUMENTS_BYTES_MAX < SNAPSHOT_MAX
 assert COMMAND_MAX < WAL_BATCH_MAX <= SEGMENT_BYTES // 2
 assert SNAPSHOT_CHUNK <= FRAME_SMALL
 assert FRAME_MAX <= LINK_OUTBOX_BYTES
+assert RPC_METADATA_MAX < RPC_FRAME_MAX - RPC_CHUNK
+assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4

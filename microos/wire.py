@@ -73,6 +73,7 @@ class Channel(IntEnum):
     SESSION = 4
     SNAPSHOT = 5
     CONTROL = 6
+    RPC = 7
 
 
 BODY_MAX = {
@@ -83,6 +84,7 @@ BODY_MAX = {
     Channel.SESSION: 1 * limits.MIB,
     Channel.SNAPSHOT: 128 * limits.KIB,
     Channel.CONTROL: limits.CONTROL_FRAME_MAX,
+    Channel.RPC: limits.RPC_FRAME_MAX,
 }
 
 

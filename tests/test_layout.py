@@ -20,13 +20,15 @@ HOUSE = """
     sim testing
     _open aio blocking
     control
-    config sync
+    service
+    config kv sync
+    router
     discovery
     node
     net storage
     gossip raft ring rpc
     settings wire
-    clock codec fields hashing hlc
+    clock codec deadlines fields hashing hlc keyring
     errors limits types
 """
 FLOORS = [set(line.split()) for line in reversed(HOUSE.strip().splitlines())]
@@ -38,7 +40,7 @@ BANNED = {
     *("asyncio", "logging", "os", "random", "secrets", "socket"),
     *("ssl", "subprocess", "threading", "time", "trio"),
 }
-CORES_USE = {"codec", "errors", "hashing", "limits", "settings", "types"}
+CORES_USE = {"codec", "deadlines", "errors", "hashing", "hlc", "limits", "settings", "types"}
 
 # What every installation has. Any other distribution is optional.
 REQUIRED = {"cryptography", "msgspec", "sortedcontainers", "trio", "xxhash"}
@@ -80,7 +82,9 @@ def each(paths: Collection[Path]) -> pytest.MarkDecorator:
 def test_the_house_has_modules_on_every_floor_but_the_planned() -> None:
     built = {unit(path) for path in MODULES}
 
-    assert set(FLOOR) - built <= {"testing", "aio", "blocking", "ring", "rpc"}
+    planned = {"testing", "aio", "blocking"}
+    under_way = {"ring", "rpc", "router", "kv", "service", "deadlines", "keyring"}
+    assert set(FLOOR) - built <= planned | under_way
 
 
 @each(MODULES)
