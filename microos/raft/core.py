@@ -1108,9 +1108,11 @@ class Raft:
         self._stall_told = self._stall_told and self._is_stalled()
         while self._held and self._held[0][0] <= token.number:
             _, node, message = self._held.popleft()
-            if node != self.id:
+            if message.term < self._term:
+                pass  # It tells of a log and a vote that may have been replaced since.
+            elif node != self.id:
                 self._messages.append((node, message))
-            elif message.term == self._term:
+            else:
                 self._dispatch(message, self.id)
         if self._leadership is not None:
             self._leadership.acknowledge_own()

@@ -490,6 +490,24 @@ def test_an_acknowledgement_waits_for_every_write_before_it() -> None:
         assert raft.take().messages == (("b", AppendAnswer(Term(1), Index(at))),)
 
 
+def test_an_answer_that_waited_into_another_term_is_not_sent() -> None:
+    """Seed 429: it named entries that the later term's leader had had cut meanwhile."""
+    raft = core("abc")
+    tokens = []
+    for leader, term, count in (("b", 1, 3), ("c", 2, 1)):
+        sent = Append(Term(term), Index(0), Term(0), Index(0), entries(*[term] * count))
+        raft.receive(sent, node(leader), 100.0)
+        effects = raft.take()
+        assert effects.persist is not None
+        tokens.append(effects.persist.token)
+
+    # Both were joined into one write.
+    for token in tokens:
+        raft.receive(Persisted(token), raft.id, 100.0)
+
+    assert raft.take().messages == (("c", AppendAnswer(Term(2), Index(1))),)
+
+
 def test_durability_reported_for_an_earlier_term_does_not_count() -> None:
     """Scenario 18: ABA; overwritten twice, the same length again."""
     raft = core("abc")
