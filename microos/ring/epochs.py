@@ -285,17 +285,17 @@ def _fault(state: RingState, command: Propose) -> Denied | None:
     nodes = [member.node for member in members]
     if nodes != sorted({*nodes}):
         return _bad("members by node, each once")
-    owners = {member.owner for member in members}
+    proposed = {member.owner for member in members}
     if not all(_is_sound(member) for member in members):
         return _bad(
             f"members with a node, a boot, a weight of 1..{limits.RING_WEIGHT_MAX} "
             f"and a zone of at most {limits.LABEL_TEXT} bytes"
         )
-    if any(owner in owners for owner in command.gone):
+    if any(owner in proposed for owner in command.gone):
         return _bad("nobody both gone and a member")
     if command.digest != digest(members, REPLICAS):
         return _bad("the digest of the table that this version computes")
-    if any(owner in owners for owner in state.gone):
+    if any(owner in proposed for owner in state.gone):
         return _stale("an owner that is gone among the members")
     for member in members:
         incarnation, boot = state.newest.get(member.node, (member.incarnation, member.boot))
