@@ -93,6 +93,17 @@ RPC_METADATA_MAX = 8 * KIB
 RPC_METADATA_PAIRS = 64
 ENDPOINT_TEXT = 128
 
+# The ring.
+RING_SLOTS = 1024
+"""Fixed for the life of a cluster; a power of two, so that a slot is the low bits of a hash."""
+
+RING_REPLICAS = 3
+"""Owners per slot; a bucket may use fewer of the same row."""
+
+RING_MEMBERS_MAX = 512
+RING_WEIGHT_MAX = 16
+"""A node's scores cost as many hashes per slot."""
+
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
 CONTROL_FRAME_MAX = 2 * MIB
@@ -106,4 +117,6 @@ assert COMMAND_MAX < WAL_BATCH_MAX <= SEGMENT_BYTES // 2
 assert SNAPSHOT_CHUNK <= FRAME_SMALL
 assert FRAME_MAX <= LINK_OUTBOX_BYTES
 assert RPC_METADATA_MAX < RPC_FRAME_MAX - RPC_CHUNK
+assert RING_SLOTS & RING_SLOTS - 1 == 0
+assert RING_SLOTS * RING_REPLICAS * 2 < 1 << 16
 assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4

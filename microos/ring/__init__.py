@@ -1,0 +1,1 @@
+"""Who owns which part of the store's keys, as pure state machines."""
