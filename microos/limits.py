@@ -104,6 +104,26 @@ RING_MEMBERS_MAX = 512
 RING_WEIGHT_MAX = 16
 """A node's scores cost as many hashes per slot."""
 
+# The store.
+KV_BUCKET_TEXT = 128
+KV_KEY_MAX = 1 * KIB
+KV_NAME_MAX = KV_KEY_MAX + 4 * KV_BUCKET_TEXT + 1
+KV_VALUE_MAX = 1 * MIB
+"""One encoded value: what one call carries."""
+
+KV_PAGE_NAMES = 256
+KV_PAGE_BYTES = 64 * KIB
+"""Names or entries in one message between copies; a single larger entry goes alone."""
+
+KV_OPERATIONS_MAX = 8192
+"""Operations in flight on one node; more are refused."""
+
+KV_WAITERS_MAX = 256
+"""Atomic operations waiting for one key on one node."""
+
+KV_PROMISES_MAX = 65_536
+"""Ballots promised and not yet settled on one node; the oldest become a floor for all."""
+
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
 CONTROL_FRAME_MAX = 2 * MIB
@@ -119,4 +139,6 @@ assert FRAME_MAX <= LINK_OUTBOX_BYTES
 assert RPC_METADATA_MAX < RPC_FRAME_MAX - RPC_CHUNK
 assert RING_SLOTS & RING_SLOTS - 1 == 0
 assert RING_SLOTS * RING_REPLICAS * 2 < 1 << 16
+assert KV_VALUE_MAX + KV_NAME_MAX + KIB < RPC_BODY_MAX
+assert KV_PAGE_BYTES + KV_PAGE_NAMES * (KV_NAME_MAX + 64) < RPC_BODY_MAX
 assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4

@@ -1,0 +1,155 @@
+"""A read: from R owners of each row, the newest wins.
+
+If they differ, the newest is brought to W of each row before it is answered: what one
+reader has seen no later one may miss.
+
+Source: the second phase of Attiya, Bar-Noy, Dolev, "Sharing Memory Robustly" (JACM 1995);
+Cassandra's blocking read repair; kv.md 5.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from microos import limits
+from microos.ring.entry import version_of
+from microos.ring.messages import Answer, Code, Read, Request, Write
+from microos.ring.operation import Desk, Operation, newest_of
+from microos.ring.quorum import Votes
+from microos.ring.ring import Chain, Owner
+
+UNDECIDED = object()
+"""The result of a read that must be done as an atomic operation."""
+
+
+HEDGE = 0.05
+"""A read that has no quorum by then asks the other owners as well [s]."""
+
+
+class Get(Operation):
+    """A read. Its result is the entry as it travels, a tombstone included, or None."""
+
+    __slots__ = ("_found", "_repairing", "_rest")
+
+    def __init__(
+        self, desk: Desk, number: int, slot: int, name: bytes, *, one: bool, deadline: float
+    ) -> None:
+        super().__init__(desk, number, slot, name, one=one, deadline=deadline)
+        self._found: dict[Owner, bytes | None] = {}
+        self._rest: list[Owner] = []
+        """Owners not asked yet."""
+        self._repairing: bytes | None = None
+        """What is being brought to a quorum before the read is answered."""
+
+    def _begin(self, now: float) -> None:
+        self._found.clear()
+        self._repairing = None
+        chain = self.desk.ring.chains[self.slot]
+        up = self._vote(Votes(chain, limits.RING_REPLICAS))
+        if not up or not (self.one or self.votes.possible):
+            self._impossible(now)
+            return
+        first = self._first(up, chain)
+        self._rest = [owner for owner in up if owner not in first]
+        self._wake_at(now + HEDGE)
+        self._ask_all(first, now)
+
+    def _first(self, up: Sequence[Owner], chain: Chain) -> list[Owner]:
+        """Return whom to ask first: as few as may do, oneself among them, asked last."""
+        me = self.desk.me
+        others = [owner for owner in up if owner != me]
+        at = self.number % max(1, len(others))  # So that no owner serves all reads.
+        order = [me, *others[at:], *others[:at]] if me in up else others[at:] + others[:at]
+        if self.one:
+            return order[:1]
+        if len(chain) == 2:
+            order.sort(key=lambda owner: -sum(owner in row for row in chain))
+        trial = Votes(chain, limits.RING_REPLICAS)
+        first: list[Owner] = []
+        for owner in order:
+            if trial.done:
+                break
+            trial.add(owner)
+            first.append(owner)
+        return [owner for owner in first if owner != me] + [me] * (me in first)
+
+    def _request(self, owner: Owner, stamp: int) -> Request:
+        entry = self._repairing
+        if entry is None:
+            return Read(owner.boot, self.revision, stamp, self.slot, self.name)
+        return Write(owner.boot, self.revision, stamp, self.slot, self.name, entry, True)
+
+    def unanswered(self, owner: Owner, sent: bool, now: float) -> None:
+        super().unanswered(owner, sent, now)
+        if self._repairing is None and self._rest:
+            self._ask_rest(now)
+
+    def _answered(self, owner: Owner, answer: Answer, now: float) -> None:
+        if self._repairing is not None:
+            self._repaired(self._repairing, owner, answer, now)
+            return
+        self._found[owner] = answer.entry
+        whole = not answer.code & (Code.UNSYNCED | Code.BEHIND)
+        self.votes.add(owner, synced=whole)
+        if self.votes.done or (self.one and whole):
+            self._decide(now)
+        elif not self._asked:
+            self._ask_rest(now)
+
+    def _ask_rest(self, now: float) -> None:
+        """Ask those not asked yet; if there are none, those again whose copies are not whole."""
+        rest, self._rest = (self._rest[:1], self._rest[1:]) if self.one else (self._rest, [])
+        if rest:
+            self._ask_all(rest, now)
+        elif self._asked or self._again:
+            pass  # They may still answer.
+        elif self.one and self._found:
+            self._decide(now)
+        elif self._found:
+            for owner in self._found:
+                self._ask_again(owner, now)
+        else:
+            self._impossible(now)
+
+    def _without(self, owner: Owner, now: float) -> None:
+        self.votes.failed(owner)
+        if self._repairing is None and self._rest:
+            self._ask_rest(now)
+        elif not (self._asked or self._again or self._found if self.one else self.votes.possible):
+            self._impossible(now)
+
+    def _woken(self, now: float) -> None:
+        if self._repairing is None and self._rest:
+            self._ask_rest(now)
+
+    def _decide(self, now: float) -> None:
+        """Answer, if the newest is known to a quorum; else bring it there first."""
+        newest = newest_of(self._found.values())
+        version = version_of(newest)
+        behind = [o for o, entry in self._found.items() if version_of(entry) != version]
+        if newest is None or self.one or not behind:
+            self.desk.finish(self, newest)
+            return
+        # What one owner has and another has not may be seen by one reader and not by the next.
+        self._begin_phase()
+        self._repairing = newest
+        found = self._found
+        up = self._vote(Votes(self.desk.ring.chains[self.slot], limits.RING_REPLICAS))
+        for owner in up:
+            if owner in found and owner not in behind:
+                self.votes.add(owner)
+        if self.votes.done:
+            self.desk.finish(self, newest)
+        else:
+            self._ask_all([o for o in up if o not in found or o in behind], now)
+
+    def _repaired(self, entry: bytes, owner: Owner, answer: Answer, now: float) -> None:
+        if answer.code & Code.REFUSED:
+            # An atomic write is under way: only a ballot above its can say what is true.
+            self.desk.finish(self, UNDECIDED)
+        elif answer.code & Code.FULL:
+            self._without(owner, now)
+        else:
+            self.votes.add(owner)
+            if self.votes.done:
+                self.desk.finish(self, entry)
