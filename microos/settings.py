@@ -55,6 +55,7 @@ _Number = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 _DatagramSize = Annotated[int, Meta(ge=1200, le=1400)]
 # Half a frame, so that the heads of many small entries still fit beside them.
 _AppendSize = Annotated[int, Meta(ge=64 * limits.KIB, le=limits.FRAME_MAX // 2)]
+_Weight = Annotated[int, Meta(ge=1, le=limits.RING_WEIGHT_MAX)]
 _EntrySize = Annotated[int, Meta(ge=limits.COMMAND_MAX, le=1024 * limits.MIB)]
 
 
@@ -210,6 +211,31 @@ class SyncSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RingSettings:
+    """Who owns the store's keys."""
+
+    participate: bool = True
+    """Whether this node owns keys; one that does not is a client only."""
+
+    weight: _Weight = 1
+    """This node's share of the keys relative to others; twice the weight owns twice as many."""
+
+    zone: str = ""
+    """What fails together with this node: a rack, a host. Copies are spread over zones."""
+
+    batch_window: _Seconds = 1.0
+    """How long a change of members waits for others to join it in one ring epoch [s]. Lower
+    reacts sooner and moves keys more often."""
+
+    batch_window_max: _Seconds = 2.0
+    """Longest such wait while changes keep coming, and least time between ring epochs [s]."""
+
+    replace_after: _Seconds = 10.0
+    """A dead node's copies are made anew elsewhere after this, and later while the leader's own
+    health is poor [s]. Lower copies keys for a short absence, higher leaves them at risk."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything one node is told at start. Presets: `local()`, `lan()`, `wan()`."""
 
@@ -234,6 +260,7 @@ class Settings:
     gossip: GossipSettings = field(default_factory=GossipSettings)
     raft: RaftSettings = field(default_factory=RaftSettings)
     sync: SyncSettings = field(default_factory=SyncSettings)
+    ring: RingSettings = field(default_factory=RingSettings)
 
     @classmethod
     def local(cls, **changes: Any) -> "Settings":
@@ -320,7 +347,12 @@ class Settings:
 KINDS = kinds(Settings)
 """What every field may be, by its dotted name."""
 
-SECTIONS = {"gossip": GossipSettings, "raft": RaftSettings, "sync": SyncSettings}
+SECTIONS = {
+    "gossip": GossipSettings,
+    "raft": RaftSettings,
+    "sync": SyncSettings,
+    "ring": RingSettings,
+}
 
 EXPLANATION = """\
 # Settings of one microos node. Every line may be left out. MICROOS_<FIELD> and
@@ -346,6 +378,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "leave_timeout": 0.5,
         },
         "raft": {"election_timeout_max": 0.3, "heartbeat_interval": 0.03},
+        "ring": {"replace_after": 3.0},
     },
     "lan": {},
     "wan": {
@@ -378,6 +411,7 @@ def _preset(name: str, changes: Mapping[str, Any]) -> Settings:
     sections: dict[str, Any] = {
         "gossip": GossipSettings(**preset.get("gossip", {})),
         "raft": RaftSettings(**preset.get("raft", {})),
+        "ring": RingSettings(**preset.get("ring", {})),
     }
     return Settings(**{**sections, **changes})
 
@@ -459,8 +493,12 @@ def is_loopback(address: str) -> bool:
 
 
 def _faults_of_node(settings: Settings) -> Iterator[str]:
-    for name, limit, least in (("name", limits.NAME_TEXT, 0), ("cluster", limits.LABEL_TEXT, 1)):
-        text: str = getattr(settings, name)
+    for name, limit, least in (
+        ("name", limits.NAME_TEXT, 0),
+        ("cluster", limits.LABEL_TEXT, 1),
+        ("ring.zone", limits.NAME_TEXT, 0),
+    ):
+        text: str = at(settings, name)
         size = len(text.encode("utf-8", "surrogatepass"))
         if not (least <= size <= limit and text.isprintable() and text == text.strip()):
             yield (
@@ -501,7 +539,7 @@ def _faults_of_the_open(settings: Settings) -> Iterator[str]:
 
 
 def _faults_of_timing(settings: Settings) -> Iterator[str]:
-    gossip, raft, sync = settings.gossip, settings.raft, settings.sync
+    gossip, raft, sync, ring = settings.gossip, settings.raft, settings.sync, settings.ring
     election = raft.election_timeout_max
     e = f"raft.election_timeout_max = {election:g} s"
     relations = (
@@ -526,6 +564,11 @@ def _faults_of_timing(settings: Settings) -> Iterator[str]:
         ("raft.dead_after", raft.dead_after >= 10 * election, f"at least 10 times {e}"),
         ("sync.ttl", sync.ttl >= 2 * election, f"at least twice {e}"),
         ("sync.command_ttl", sync.command_ttl >= 2 * election, f"at least twice {e}"),
+        (
+            "ring.batch_window",
+            ring.batch_window <= ring.batch_window_max,
+            f"at most ring.batch_window_max = {ring.batch_window_max:g} s",
+        ),
     )
     for name, holds, wanted in relations:
         if not holds:

@@ -286,7 +286,7 @@ def _fault(state: RingState, command: Propose) -> Denied | None:
     if nodes != sorted({*nodes}):
         return _bad("members by node, each once")
     proposed = {member.owner for member in members}
-    if not all(_is_sound(member) for member in members):
+    if not all(is_sound(member) for member in members):
         return _bad(
             f"members with a node, a boot, a weight of 1..{limits.RING_WEIGHT_MAX} "
             f"and a zone of at most {limits.LABEL_TEXT} bytes"
@@ -304,7 +304,8 @@ def _fault(state: RingState, command: Propose) -> Denied | None:
     return None
 
 
-def _is_sound(member: Member) -> bool:
+def is_sound(member: Member) -> bool:
+    """Return whether every field of a member is within its range."""
     return (
         0 < len(member.node.encode()) <= limits.NAME_TEXT
         and 0 < member.boot < 1 << 64
