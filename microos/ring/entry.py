@@ -3,7 +3,7 @@
 | offset | size | field |
 |---|---|---|
 | 0 | 8 | stamp of the hybrid logical clock |
-| 8 | 8 | the writer: first 64 bits of its node id |
+| 8 | 8 | the writer: last 64 bits of its node id |
 | 16 | 6 | end of its life: ms of the keeper's own clock, on the wire ms that are left; 0: none |
 | 22 | 1 | flags: 1 tombstone, 2 atomic |
 | 23 | 1 | format of the value: 1 MessagePack |
@@ -61,7 +61,7 @@ def version_bytes(stamp: int, writer: int) -> bytes:
 
 def writer_of(node: NodeId) -> int:
     """Return what of a node's id is part of its versions."""
-    return int(node[:16], 16)
+    return int(node[-16:], 16)
 
 
 def version_of(entry: bytes | None) -> bytes:

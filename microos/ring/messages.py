@@ -38,8 +38,8 @@ _Name = Annotated[bytes, msgspec.Meta(min_length=2, max_length=limits.KV_NAME_MA
 _Version = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Entry = Annotated[bytes, msgspec.Meta(min_length=HEAD, max_length=HEAD + limits.KV_VALUE_MAX)]
 _Slot = Annotated[int, msgspec.Meta(ge=0, lt=limits.RING_SLOTS)]
-_U64 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 64)]
-_Stamp = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_U64 = Annotated[int, msgspec.Meta(ge=0)]
+_Stamp = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Code(IntFlag):
@@ -97,7 +97,7 @@ class Accept(Request, frozen=True, array_like=True, tag=4, gc=False):
 
 
 class Compare(Request, frozen=True, array_like=True, tag=5):
-    digests: Annotated[dict[_Slot, _U64], msgspec.Meta(max_length=limits.RING_SLOTS)]
+    digests: Annotated[tuple[tuple[_Slot, _U64], ...], msgspec.Meta(max_length=limits.RING_SLOTS)]
 
 
 class List(Request, frozen=True, array_like=True, tag=6, gc=False):

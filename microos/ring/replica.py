@@ -269,7 +269,7 @@ class Replica:
     def _compare(self, request: Compare, now: float) -> Compared:
         equal: list[int] = []
         different: list[int] = []
-        for slot, digest in request.digests.items():
+        for slot, digest in request.digests:
             if self._vouches(slot, request.revision) == Code.OK:
                 (equal if self.store.digest(slot) == digest else different).append(slot)
         revision, stamp = self.ring.revision, self.stamps.peek(now)

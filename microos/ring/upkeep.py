@@ -204,7 +204,7 @@ class Upkeep:
     def _compare(self, owner: Owner, digests: dict[int, int]) -> None:
         self._comparing[owner] = None
         revision, stamp = self.replica.ring.revision, self.desk.stamp()
-        self.desk.ask_for(self, owner, Compare(owner.boot, revision, stamp, digests))
+        self.desk.ask_for(self, owner, Compare(owner.boot, revision, stamp, tuple(digests.items())))
 
     def answered(self, owner: Owner, answer: AnyAnswer | None, now: float) -> None:
         """Take in a comparison."""

@@ -1,0 +1,426 @@
+"""A small world for keepers: messages that are late or lost, boots that end, splits, ring changes.
+
+The ring's log is one list; each node applies it in order, later than it was written, and not
+at all while it is cut off from the majority. The planner is the real one. What users do is
+recorded in `history` and judged by `judge`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from math import inf
+
+import msgspec
+
+from microos.codec import encode
+from microos.errors import ConflictError, MicroosError, UncertainError
+from microos.ring.entry import is_tombstone, number_of, value_of, version_of
+from microos.ring.epochs import Done, RingState, apply, frozen
+from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up
+from microos.ring.messages import decode_answer, decode_request
+from microos.ring.placement import Scores
+from microos.ring.planner import Answered, Planner, Report, Seen, View
+from microos.ring.ring import Owner, seed_of, slot_of, slot_set
+from microos.ring.store import name_of
+from microos.settings import RingSettings
+from microos.types import BootId, Incarnation, NodeId, Revision, Version
+
+BUCKET = "b"
+SETTINGS = KeeperSettings(
+    size_max=1 << 24, compare_interval=3.0, drop_grace=1.0, tombstone_window=3600.0
+)
+
+
+class Operation(msgspec.Struct):
+    """What a user asked for, and what came of it."""
+
+    kind: str
+    key: bytes
+    value: int
+    condition: int | None
+    begun: float
+    ended: float = inf
+    result: object = None
+    """A version, an entry or None; an error; `inf` as `ended`: unknown."""
+
+
+class Node:
+    """One machine; its keeper goes with each boot."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.id = NodeId(f"{number + 1:032x}")
+        self.boots = 0
+        self.keeper: Keeper | None = None
+        self.applied = 0
+        self.since = 0.0
+        self.offset = 100.0 * number
+        self.participates = True
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.id, BootId(self.boots))
+
+    def now(self) -> float:
+        return self.world.now + self.offset
+
+
+class World:
+    """The nodes, the log and the time."""
+
+    def __init__(self, seed: int, nodes: int = 5, *, loss: float = 0.02) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.loss = loss
+        self.history: list[Operation] = []
+        self.nodes = [Node(self, n) for n in range(nodes)]
+        self.states: list[RingState] = []
+        """The log: the state after each command that changed it."""
+        self._moved: list[Moved] = []
+        self._log(RingState())
+        self.side = dict.fromkeys(range(nodes), 0)
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._scores = Scores()
+        self._settings = RingSettings(batch_window=0.2, batch_window_max=0.5, replace_after=3.0)
+        self._planner = Planner(self._settings)
+        self._index = 0
+        self._armed = dict.fromkeys(range(nodes), inf)
+        self._pending: dict[tuple[int, int, int], Callable[[object], None]] = {}
+        self._backs: dict[int, Callable[[bytes], None]] = {}
+        for number in range(nodes):
+            self.start(number)
+        self.at(0.05, self._lead)
+
+    def _log(self, state: RingState) -> None:
+        before = self._moved[-1].ring if self._moved else None
+        previous = before.revision if before is not None else None
+        self.states.append(state)
+        self._moved.append(Moved(state.ring(before), frozen(state), previous))
+
+    # Time.
+
+    def at(self, time: float, do: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (time, self._sequence, do))
+
+    def run(self, until: float) -> None:
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, do = heapq.heappop(self._heap)
+            do()
+        self.now = until
+
+    # Nodes.
+
+    def start(self, number: int) -> None:
+        node = self.nodes[number]
+        assert node.keeper is None
+        node.boots += 1
+        node.applied = 0
+        node.since = self.now
+        keeper = Keeper(
+            node.owner,
+            SETTINGS,
+            random=random.Random(self.random.random()),
+            now=node.now(),
+            wall=1e9 + self.now,
+        )
+        node.keeper = keeper
+        self._told_of_members()
+        self._armed[number] = inf
+        boot = node.boots
+        self.at(self.now, lambda: self._apply(number, boot))
+        self._with(number, lambda keeper, now: None)
+
+    def crash(self, number: int) -> None:
+        node = self.nodes[number]
+        node.keeper = None
+        node.since = self.now
+        for key in [k for k in self._pending if k[0] == number]:
+            del self._pending[key]
+        self.at(self.now + self.random.random(), self._told_of_members)
+
+    def split(self, minority: list[int]) -> None:
+        self.side = {n: int(n in minority) for n in range(len(self.nodes))}
+        self.at(self.now + 2.0 * self.random.random(), self._told_of_members)
+
+    def heal(self) -> None:
+        self.side = dict.fromkeys(self.side, 0)
+        self.at(self.now + self.random.random(), self._told_of_members)
+
+    def _told_of_members(self) -> None:
+        """Gossip: everybody sees the boots that live, on the own side alone after a while."""
+        for number, node in enumerate(self.nodes):
+            if node.keeper is not None:
+                boots = {
+                    other.id: BootId(other.boots)
+                    for n, other in enumerate(self.nodes)
+                    if other.keeper is not None and self.side[n] == self.side[number]
+                }
+                self._with(number, lambda keeper, now, boots=boots: keeper.receive(Up(boots), now))  # type: ignore[misc]
+
+    def _with(self, number: int, do: Callable[[Keeper, float], object]) -> object:
+        """Let a keeper do something, and do what it wants done."""
+        node = self.nodes[number]
+        keeper = node.keeper
+        if keeper is None:
+            return None
+        result = do(keeper, node.now())
+        self._perform(number, node.boots, keeper)
+        self._arm(number, node.boots, keeper)
+        return result
+
+    def _perform(self, number: int, boot: int, keeper: Keeper) -> None:
+        effects = keeper.take()
+        for ask in effects.asks:
+            self._send(number, boot, ask)
+        for operation, outcome in effects.done:
+            told = self._pending.pop((number, boot, operation), None)
+            if told is not None:
+                told(outcome)
+        for handle, answer in effects.answers:
+            self._late(handle, encode(answer))
+        for state in effects.fetched:
+            found = next(m for m in self._moved if m.state == state)
+            moved = Moved(found.ring, state, None)
+            keeper.receive(moved, self.nodes[number].now())
+            self._perform(number, boot, keeper)
+
+    def _arm(self, number: int, boot: int, keeper: Keeper) -> None:
+        """Wake a keeper at its deadline."""
+        at = max(keeper.deadline - self.nodes[number].offset, self.now + 0.001)
+        if at < self._armed[number]:
+            self._armed[number] = at
+            self.at(at, lambda: self._wake(number, boot, at))
+
+    def _wake(self, number: int, boot: int, at: float) -> None:
+        if self._armed[number] == at:
+            self._armed[number] = inf
+        if self._lives(number, boot):
+            self._with(number, lambda keeper, now: keeper.wake(now))
+
+    # Messages.
+
+    def _send(self, number: int, boot: int, ask: Ask) -> None:
+        to = int(ask.owner.node, 16) - 1
+        body = encode(ask.request)
+        node = self.nodes[to]
+        answered = [False]
+
+        def silent(sent: bool) -> None:
+            if not answered[0] and self._lives(number, boot):
+                answered[0] = True
+                self._with(number, lambda k, now: k.receive(Silent(ask.token, sent), now))
+
+        def told(data: bytes) -> None:
+            if not answered[0] and self._lives(number, boot):
+                answered[0] = True
+                answer = decode_answer(data)
+                self._with(number, lambda k, now: k.receive(Told(ask.token, answer), now))
+
+        def back(data: bytes) -> None:
+            if self._arrives(to, number):
+                self.at(self.now + self._delay(), lambda: told(data))
+
+        def arrive() -> None:
+            if node.keeper is None or not self._arrives(number, to):
+                return
+            handle = self._handle(back)
+            answer = self._with(
+                to,
+                lambda k, now: k.serve(decode_request(body), self.nodes[number].id, now, handle),
+            )
+            if answer is not None:
+                back(encode(answer))
+
+        if node.keeper is None and self.random.random() < 0.5:
+            self.at(self.now + 0.001, lambda: silent(False))
+            return
+        self.at(self.now + self._delay(), arrive)
+        left = ask.deadline - self.nodes[number].now()
+        self.at(self.now + max(0.0, left), lambda: silent(True))
+        if self.random.random() < 0.3:
+            self.at(self.now + min(left, 0.5), lambda: silent(True))
+
+    def _handle(self, back: Callable[[bytes], None]) -> int:
+        self._sequence += 1
+        self._backs[self._sequence] = back
+        return self._sequence
+
+    def _late(self, handle: int, data: bytes) -> None:
+        self._backs.pop(handle)(data)
+
+    def _lives(self, number: int, boot: int) -> bool:
+        return self.nodes[number].keeper is not None and self.nodes[number].boots == boot
+
+    def _arrives(self, a: int, b: int) -> bool:
+        return self.side[a] == self.side[b] and self.random.random() >= self.loss
+
+    def _delay(self) -> float:
+        if self.random.random() < 0.02:
+            return self.random.random() * 2.0
+        return 0.0005 + self.random.random() * 0.01
+
+    # The ring's log, and who writes it.
+
+    def _apply(self, number: int, boot: int) -> None:
+        """Let a node go on in the log: one step at a time, or all at once as by a snapshot."""
+        node = self.nodes[number]
+        if not self._lives(number, boot):
+            return
+        if self.side[number] == 0 and node.applied < len(self.states) - 1:
+            whole = self.random.random() < 0.05
+            node.applied = len(self.states) - 1 if whole else node.applied + 1
+            moved = self._moved[node.applied]
+            if whole:
+                moved = Moved(moved.ring, moved.state, None)
+            self._with(number, lambda keeper, now: keeper.receive(moved, now))
+        pause = 0.01 if self.random.random() < 0.9 else 0.5
+        self.at(self.now + pause, lambda: self._apply(number, boot))
+
+    def _lead(self) -> None:
+        """The leader looks at the members and proposes."""
+        self.at(self.now + 0.1, self._lead)
+        planner = self._planner
+        planner.receive(self.states[-1], self.now)
+        planner.receive(Seen(tuple(self._view(n) for n in range(len(self.nodes))), 0), self.now)
+        for number, node in enumerate(self.nodes):
+            if node.keeper is not None and self.side[number] == 0 and self.random.random() < 0.7:
+                revision, ready = node.keeper.report()
+                planner.receive(Report(node.owner, revision, slot_set(ready)), self.now)
+        planner.wake(self.now)
+        command = planner.take().command
+        if command is None:
+            return
+        self._index += 1
+        applied = apply(self.states[-1], command, Revision(1 << 38 | self._index), self._scores)
+        if applied.state is not self.states[-1]:
+            self._log(applied.state)
+        planner.receive(self.states[-1], self.now)
+        planner.receive(Answered(isinstance(applied.result, Done)), self.now)
+
+    def _view(self, number: int) -> View:
+        node = self.nodes[number]
+        alive = node.keeper is not None and self.side[number] == 0
+        return View(
+            node.id,
+            BootId(node.boots),
+            Incarnation(node.boots),
+            "alive" if alive else "dead",
+            node.since,
+            node.participates,
+        )
+
+    # Users.
+
+    def do(
+        self,
+        number: int,
+        kind: str,
+        key: bytes,
+        value: int = 0,
+        *,
+        condition: Version | None = None,
+        one: bool = False,
+        left: int = 0,
+        timeout: float = 2.0,
+    ) -> Operation | None:
+        """Begin an operation at a node; None if it does not run."""
+        node = self.nodes[number]
+        keeper = node.keeper
+        if keeper is None:
+            return None
+        operation = Operation(kind, key, value, condition, self.now)
+        self.history.append(operation)
+        slot, name = slot_of(seed_of(BUCKET), key), name_of(BUCKET, key)
+        now = node.now()
+        deadline = now + timeout
+        data = None if kind == "delete" else encode(value)
+        if kind == "get":
+            token = keeper.get(slot, name, one=one, deadline=deadline, now=now)
+        elif condition is None:
+            token = keeper.put(
+                slot, name, data, left=left, one=one, version=None, deadline=deadline, now=now
+            )
+        else:
+            token = keeper.atomic(
+                slot,
+                name,
+                data,
+                left=left,
+                condition=condition,
+                deadline=deadline,
+                now=now,
+            )
+
+        def told(result: object) -> None:
+            operation.ended = self.now
+            operation.result = result
+
+        self._pending[number, node.boots, token] = told
+        self._perform(number, node.boots, keeper)
+        self._arm(number, node.boots, keeper)
+        return operation
+
+    def check(self) -> None:
+        for node in self.nodes:
+            if node.keeper is not None:
+                node.keeper.check()
+
+    def entries(self, key: bytes) -> list[bytes | None]:
+        """Return what each present owner of a key keeps."""
+        slot, name = slot_of(seed_of(BUCKET), key), name_of(BUCKET, key)
+        found = []
+        for owner in self.states[-1].current[slot]:
+            node = self.nodes[int(owner.node, 16) - 1]
+            if node.keeper is not None and node.boots == owner.boot:
+                found.append(node.keeper.replica.store.get(slot, name, int(node.now() * 1000)))
+        return found
+
+
+def version(entry: object) -> int:
+    """Return the version of what a read gave."""
+    assert entry is None or isinstance(entry, bytes)
+    return number_of(version_of(entry))
+
+
+def value(entry: object) -> int | None:
+    """Return the value of what a read gave; None if there is none."""
+    assert entry is None or isinstance(entry, bytes)
+    if entry is None or is_tombstone(entry):
+        return None
+    return int(msgspec.msgpack.decode(value_of(entry)))
+
+
+def judge(history: list[Operation]) -> list[str]:
+    """Return what is wrong with a history of quorum operations: nothing acknowledged is lost,
+    reads never go back, and no version is written over twice by conditional writes."""
+    wrong: list[str] = []
+    for key in sorted({o.key for o in history}):
+        mine = [o for o in history if o.key == key and o.ended < inf]
+        seen: list[tuple[float, int, str]] = []
+        for o in sorted(mine, key=lambda o: o.ended):
+            if isinstance(o.result, MicroosError):
+                continue
+            found = version(o.result) if o.kind == "get" else int(o.result)  # type: ignore[call-overload]
+            known = max((v for ended, v, _ in seen if ended < o.begun), default=0)
+            if found < known or (found == known and o.kind != "get" and known):
+                wrong.append(f"{key!r}: {o.kind} at {o.begun:.3f}..{o.ended:.3f} {found} < {known}")
+            seen.append((o.ended, found, o.kind))
+        taken: dict[int, Operation] = {}
+        for o in mine:
+            if o.condition is not None and isinstance(o.result, int) and o.condition > 0:
+                if o.condition in taken:
+                    wrong.append(f"{key!r}: {o.condition} was written over twice")
+                taken[o.condition] = o
+    return wrong
+
+
+def is_clear(result: object) -> bool:
+    """Return whether a result says for sure what happened."""
+    return not isinstance(result, UncertainError)
+
+
+__all__ = ["ConflictError", "Operation", "World", "is_clear", "judge", "value", "version"]

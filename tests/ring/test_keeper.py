@@ -1,0 +1,296 @@
+"""The data plane of a few nodes: what was acknowledged is found, whatever happens to the ring."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from microos.errors import ConflictError, NoQuorumError
+from microos.ring.entry import is_tombstone
+from microos.types import Version
+from tests.ring.keepers import Operation, World, judge, value, version
+
+pytestmark = pytest.mark.prop
+
+
+def formed(seed: int = 0, nodes: int = 5, *, loss: float = 0.0) -> World:
+    """Return a world whose first ring epoch every node has taken in."""
+    world = World(seed, nodes, loss=loss)
+    world.run(4.0)
+    assert all(node.keeper is not None and node.keeper.ring.number == 1 for node in world.nodes)
+    return world
+
+
+def done(world: World, operation: Operation | None, within: float = 3.0) -> object:
+    assert operation is not None
+    world.run(world.now + within)
+    assert operation.ended <= world.now, "the operation has no outcome"
+    return operation.result
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_what_one_node_puts_every_node_gets(one: bool) -> None:
+    world = formed()
+
+    put = done(world, world.do(0, "put", b"k", 7, one=one))
+
+    for number in range(5):
+        found = done(world, world.do(number, "get", b"k", one=one))
+        assert (version(found), value(found)) == (put, 7)
+
+
+def test_a_deleted_key_is_gone_everywhere() -> None:
+    world = formed()
+    done(world, world.do(0, "put", b"k", 7))
+
+    done(world, world.do(3, "delete", b"k"))
+
+    assert [value(done(world, world.do(n, "get", b"k"))) for n in range(5)] == [None] * 5
+    assert all(e is not None and is_tombstone(e) for e in world.entries(b"k"))
+
+
+def test_a_key_nobody_wrote_is_none() -> None:
+    world = formed()
+
+    assert done(world, world.do(2, "get", b"never")) is None
+
+
+def test_an_absent_key_is_taken_once() -> None:
+    world = formed()
+
+    tries = [world.do(n % 5, "put", b"k", n, condition=Version(0)) for n in range(20)]
+    results = [done(world, one) for one in tries]
+
+    won = [r for r in results if isinstance(r, int)]
+    lost = [r for r in results if isinstance(r, ConflictError)]
+    assert (len(won), len(lost)) == (1, 19)
+    assert {r.reason for r in lost} == {"exists"}
+
+
+def test_a_version_is_written_over_once() -> None:
+    world = formed()
+    first = done(world, world.do(1, "put", b"k", 0, condition=Version(0)))
+    assert isinstance(first, int)
+
+    tries = [world.do(n, "put", b"k", n, condition=Version(first)) for n in range(5)]
+    results = [done(world, one) for one in tries]
+
+    assert sum(isinstance(r, int) for r in results) == 1
+    assert sum(isinstance(r, ConflictError) and r.reason == "version" for r in results) == 4
+
+
+def test_counting_by_compare_and_set_loses_nothing() -> None:
+    world = formed(3)
+    count = [0]
+
+    def again(number: int, left: int) -> None:
+        if left == 0:
+            return
+        read = world.do(number, "get", b"count")
+
+        def write() -> None:
+            assert read is not None
+            if read.ended > world.now:
+                world.at(world.now + 0.01, write)
+                return
+            known = value(read.result) or 0
+            put = world.do(
+                number, "put", b"count", known + 1, condition=Version(version(read.result))
+            )
+
+            def look() -> None:
+                assert put is not None
+                if put.ended > world.now:
+                    world.at(world.now + 0.01, look)
+                elif isinstance(put.result, int):
+                    count[0] += 1
+                    again(number, left - 1)
+                else:
+                    assert isinstance(put.result, ConflictError), put.result
+                    again(number, left)
+
+            look()
+
+        write()
+
+    for number in range(5):
+        again(number, 10)
+    world.run(60.0)
+
+    assert count[0] == 50
+    assert value(done(world, world.do(0, "get", b"count"))) == 50
+
+
+@pytest.mark.criterion("KV-2")
+@pytest.mark.parametrize("seed", range(5))
+def test_one_crash_right_after_the_acknowledgement_loses_nothing(seed: int) -> None:
+    world = formed(seed)
+    put = world.do(0, "put", b"k", 7)
+    assert put is not None
+    while put.ended > world.now:
+        world.run(world.now + 0.001)
+    owners = [int(o.node, 16) - 1 for o in world.states[-1].current[_slot()]]
+
+    world.crash(owners[seed % 3])
+
+    for number in range(5):
+        if world.nodes[number].keeper is not None:
+            assert value(done(world, world.do(number, "get", b"k"))) == 7
+
+
+@pytest.mark.criterion("KV-2")
+@pytest.mark.parametrize("seed", range(5))
+def test_two_crashes_at_once_give_the_value_or_no_quorum_never_nothing(seed: int) -> None:
+    world = formed(seed)
+    put = done(world, world.do(0, "put", b"k", 7))
+    owners = [int(o.node, 16) - 1 for o in world.states[-1].current[_slot()]]
+    for owner in owners[:2]:
+        world.crash(owner)
+
+    for _ in range(10):
+        for number in range(5):
+            found = world.do(number, "get", b"k")
+            if found is not None:
+                result = done(world, found, 2.5)
+                assert isinstance(result, NoQuorumError) or version(result) == put
+    survivor = done(world, world.do(owners[2], "get", b"k", one=True))
+    assert value(survivor) == 7
+
+    # Their boots end for good: what the survivor has is what there is, on three owners again.
+    for owner in owners[:2]:
+        world.start(owner)
+    world.run(world.now + 20.0)
+    assert version(done(world, world.do(0, "get", b"k"))) == put
+    assert [version(entry) for entry in world.entries(b"k")] == [put] * 3
+
+
+def _slot() -> int:
+    from microos.ring.ring import seed_of, slot_of
+
+    return slot_of(seed_of("b"), b"k")
+
+
+def test_a_joiner_takes_its_share_and_nothing_is_lost() -> None:
+    world = World(11, 6, loss=0.0)
+    world.crash(5)
+    world.run(4.0)
+    puts = {b"%d" % n: world.do(n % 5, "put", b"%d" % n, n) for n in range(200)}
+    world.run(8.0)
+
+    world.start(5)
+    world.run(30.0)
+
+    ring = world.states[-1]
+    assert not ring.joint()
+    assert any(ring.current[slot][0] == world.nodes[5].owner for slot in range(1024))
+    for n, (key, put) in enumerate(puts.items()):
+        assert put is not None
+        assert [version(entry) for entry in world.entries(key)] == [put.result] * 3
+        assert value(done(world, world.do(n % 6, "get", key), 0.2)) == n
+    # What is no longer theirs is dropped.
+    assert all(node.keeper and node.keeper.is_settled for node in world.nodes)
+    world.check()
+
+
+def test_a_leaver_hands_everything_over() -> None:
+    world = formed(5, 2)
+    puts = {b"%d" % n: world.do(0, "put", b"%d" % n, n) for n in range(100)}
+    world.run(8.0)
+
+    world.nodes[0].participates = False
+    world.run(20.0)
+    assert world.nodes[0].keeper is not None
+    assert world.nodes[0].keeper.ring.slots_of(world.nodes[0].owner) == ()
+    assert len(world.nodes[0].keeper.replica.store) == 0
+    world.crash(0)
+
+    # One copy is left of each (N = 1), and then the next node leaves it to another.
+    for key, put in puts.items():
+        assert put is not None
+        assert version(done(world, world.do(1, "get", key), 0.2)) == put.result
+
+
+def test_a_value_ends_everywhere_and_its_trace_remains() -> None:
+    world = formed(2)
+    begun = world.now
+    put = world.do(0, "put", b"k", 7, left=1000)
+    read: list[tuple[float, int | None]] = []
+    for _ in range(30):
+        found = world.do(len(read) % 5, "get", b"k")
+        assert found is not None
+        asked = world.now
+        world.run(world.now + 0.05)
+        read.append((asked - begun, value(found.result)))
+
+    assert put is not None
+    assert all(v == 7 for at, v in read if 0.05 < at < 0.95)
+    assert all(v is None for at, v in read if at > 1.05)
+    world.run(world.now + 0.1)
+    assert all(e is not None and is_tombstone(e) for e in world.entries(b"k"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_sides_of_a_split_write_and_agree_after_it(seed: int) -> None:
+    world = formed(seed)
+    world.split([3, 4])
+    world.run(world.now + 2.5)
+    puts = [
+        world.do(n, "put", b"key%d" % k, 10 * n + k, one=True) for n in range(5) for k in range(20)
+    ]
+    world.run(world.now + 1.0 + 10.0 * (seed == 2))
+    world.heal()
+    world.run(world.now + 30.0)
+
+    for k in range(20):
+        written = [
+            p for p in puts if p is not None and p.key == b"key%d" % k and isinstance(p.result, int)
+        ]
+        newest = max(written, key=lambda p: p.result)  # type: ignore[arg-type, return-value]
+        entries = world.entries(b"key%d" % k)
+        assert [(version(e), value(e)) for e in entries] == [(newest.result, newest.value)] * 3
+
+
+@pytest.mark.criterion("KV-8", "KV-18")
+@pytest.mark.parametrize("seed", range(12))
+def test_no_acknowledged_write_is_lost_and_no_read_goes_back(seed: int) -> None:
+    """At most one boot ends between two times of rest; splits, late messages, ring changes."""
+    world = World(seed, 5)
+    chance = random.Random(seed)
+    world.run(4.0)
+
+    def user(number: int) -> None:
+        key = b"k%d" % chance.randrange(4)
+        kind = chance.choice(["get", "get", "put", "put", "delete"])
+        world.do(number, kind, key, chance.randrange(1000))
+        atomic = b"a%d" % chance.randrange(2)
+        known = [o for o in world.history if o.key == atomic and isinstance(o.result, int)]
+        condition = Version(known[-1].result if known else 0)  # type: ignore[arg-type]
+        if chance.random() < 0.5:
+            world.do(number, "put", atomic, chance.randrange(1000), condition=condition)
+        else:
+            world.do(number, "get", atomic)
+        world.at(world.now + 0.2 * chance.random(), lambda: user(number))
+
+    for number in range(5):
+        world.at(world.now, lambda number=number: user(number))  # type: ignore[misc]
+    for _ in range(4):
+        victim = chance.randrange(5)
+        match chance.randrange(3):
+            case 0:
+                world.crash(victim)
+                world.run(world.now + 8.0 * chance.random())
+                world.start(victim)
+            case 1:
+                world.split(sorted({victim, chance.randrange(5)}))
+                world.run(world.now + 10.0 * chance.random())
+                world.heal()
+            case _:
+                world.nodes[victim].participates ^= True
+                world.run(world.now + 3.0)
+        world.run(world.now + 8.0)
+        world.check()
+    world.run(world.now + 10.0)
+
+    assert judge(world.history) == []
+    assert sum(isinstance(o.result, int) for o in world.history) > 200
