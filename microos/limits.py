@@ -89,6 +89,9 @@ RPC_BODY_MAX = 1 * MIB + 64 * KIB
 RPC_CALLS_MAX = 1024
 """Calls in flight per link and direction; the caller is refused beyond it."""
 
+RPC_ARRIVING_MAX = 8 * MIB
+"""Bytes of incomplete bodies per link and direction; pieces of one body come in a row."""
+
 RPC_METADATA_MAX = 8 * KIB
 RPC_METADATA_PAIRS = 64
 ENDPOINT_TEXT = 128
@@ -106,4 +109,5 @@ assert COMMAND_MAX < WAL_BATCH_MAX <= SEGMENT_BYTES // 2
 assert SNAPSHOT_CHUNK <= FRAME_SMALL
 assert FRAME_MAX <= LINK_OUTBOX_BYTES
 assert RPC_METADATA_MAX < RPC_FRAME_MAX - RPC_CHUNK
+assert RPC_BODY_MAX < RPC_ARRIVING_MAX
 assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4
