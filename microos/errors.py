@@ -42,7 +42,7 @@ class MicroosError(Exception):
 
 
 class UnavailableError(MicroosError):
-    """Nothing happened; trying again is safe. `deadline`, `taken`, `draining`."""
+    """Nothing happened; try again. `deadline`, `taken`, `draining`, `connection_lost`."""
 
     reason = "deadline"
 

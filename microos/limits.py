@@ -89,6 +89,9 @@ RPC_BODY_MAX = 1 * MIB + 64 * KIB
 RPC_CALLS_MAX = 1024
 """Calls in flight per link and direction; the caller is refused beyond it."""
 
+RPC_ARRIVING_MAX = 8 * MIB
+"""Bytes of incomplete bodies per link and direction; pieces of one body come in a row."""
+
 RPC_METADATA_MAX = 8 * KIB
 RPC_METADATA_PAIRS = 64
 ENDPOINT_TEXT = 128
@@ -141,4 +144,5 @@ assert RING_SLOTS & RING_SLOTS - 1 == 0
 assert RING_SLOTS * RING_REPLICAS * 2 < 1 << 16
 assert KV_VALUE_MAX + KV_NAME_MAX + KIB < RPC_BODY_MAX
 assert KV_PAGE_BYTES + KV_PAGE_NAMES * (KV_NAME_MAX + 64) < RPC_BODY_MAX
+assert RPC_BODY_MAX < RPC_ARRIVING_MAX
 assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4

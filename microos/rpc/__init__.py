@@ -1,0 +1,1 @@
+"""Calls between two processes, as a pure state machine."""
