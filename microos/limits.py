@@ -92,6 +92,14 @@ RPC_CALLS_MAX = 1024
 RPC_METADATA_MAX = 8 * KIB
 RPC_METADATA_PAIRS = 64
 ENDPOINT_TEXT = 128
+ENDPOINTS_PER_SERVICE = 1024
+SCHEMA_MAX = 64 * KIB
+"""JSON schema of one endpoint, as announced."""
+
+HANDLER_ERROR_TEXT = 1 * KIB
+TRACEBACK_TEXT = 8 * KIB
+"""Characters of what a handler raised; a failure must fit in one frame, 4 bytes each."""
+
 
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
@@ -106,4 +114,5 @@ assert COMMAND_MAX < WAL_BATCH_MAX <= SEGMENT_BYTES // 2
 assert SNAPSHOT_CHUNK <= FRAME_SMALL
 assert FRAME_MAX <= LINK_OUTBOX_BYTES
 assert RPC_METADATA_MAX < RPC_FRAME_MAX - RPC_CHUNK
+assert 4 * (HANDLER_ERROR_TEXT + TRACEBACK_TEXT) < RPC_FRAME_MAX
 assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4
