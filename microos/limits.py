@@ -95,6 +95,14 @@ RPC_ARRIVING_MAX = 8 * MIB
 RPC_METADATA_MAX = 8 * KIB
 RPC_METADATA_PAIRS = 64
 ENDPOINT_TEXT = 128
+ENDPOINTS_PER_SERVICE = 1024
+SCHEMA_MAX = 64 * KIB
+"""JSON schema of one endpoint, as announced."""
+
+HANDLER_ERROR_TEXT = 1 * KIB
+TRACEBACK_TEXT = 8 * KIB
+"""Characters of what a handler raised; a failure must fit in one frame, 4 bytes each."""
+
 
 # The ring.
 RING_SLOTS = 1024
@@ -145,4 +153,5 @@ assert RING_SLOTS * RING_REPLICAS * 2 < 1 << 16
 assert KV_VALUE_MAX + KV_NAME_MAX + KIB < RPC_BODY_MAX
 assert KV_PAGE_BYTES + KV_PAGE_NAMES * (KV_NAME_MAX + 64) < RPC_BODY_MAX
 assert RPC_BODY_MAX < RPC_ARRIVING_MAX
+assert 4 * (HANDLER_ERROR_TEXT + TRACEBACK_TEXT) < RPC_FRAME_MAX
 assert RPC_CALLS_MAX <= LINK_OUTBOX_FRAMES // 4

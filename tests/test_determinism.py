@@ -22,6 +22,7 @@ EXEMPT = {
     "storage/system.py": ("*", "real files and the writing thread"),
     "node/runtime.py": ("system", "hands in the real world"),
     "settings.py": ("load", "reads files and the environment, once, before a node opens"),
+    "service/current.py": ("nodes", "the open nodes of the process, for `current_node()` alone"),
     "cli/": ("*", "a program: arguments, terminal, signals"),
     "control/client.py": ("*", "the command line's side of the control connection"),
     "sim/": ("*", "is the world, and seeds what it hands in"),
@@ -142,7 +143,8 @@ class Lint(ast.NodeVisitor):
             self._sets.add(name)
         mutable = isinstance(value, ast.List | ast.Dict | ast.Set | ast.DictComp | ast.ListComp)
         mutable |= isinstance(value, ast.Call) and _last(value.func) in {"set", "dict", "list"}
-        if self._depth == 0 and mutable and name != name.upper() and name != "__all__":
+        constant = name in {name.upper(), "__all__"} or self._skip(name)
+        if self._depth == 0 and mutable and not constant:
             self._add(node, f"state {name} at module level")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:

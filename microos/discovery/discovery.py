@@ -8,11 +8,12 @@ change, serves all readers on any thread.
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
 from microos import limits
-from microos.codec import encode
+from microos.codec import FOREIGN, encode
 from microos.discovery.record import ServiceRecord, decode_record
 from microos.errors import LimitError, RemoteProtocolError
 from microos.gossip.members import Member, State
@@ -41,6 +42,7 @@ class Instance(msgspec.Struct, frozen=True):
 
 
 _Snapshot = MappingProxyType[str, tuple[Instance, ...]]
+_decode_schema = msgspec.json.Decoder(dict[str, Any])
 
 
 class Discovery:
@@ -51,6 +53,7 @@ class Discovery:
         self._own: dict[str, ServiceRecord] = {}
         self._records: dict[bytes, tuple[ServiceRecord, ...]] = {}
         self._snapshot: _Snapshot = MappingProxyType({})
+        self._said: Mapping[str, tuple[ServiceRecord, ...]] = {}
         self._watchers: Boards[tuple[Instance, ...]] = Boards()
         self.malformed = 0
         """Records of other nodes that could not be read."""
@@ -67,6 +70,7 @@ class Discovery:
         port: int = 0,
         labels: dict[str, str] | None = None,
         endpoints: tuple[str, ...] = (),
+        schemas: dict[str, bytes] | None = None,
     ) -> None:
         """Make `service` known everywhere, or replace what was said of it.
 
@@ -76,16 +80,29 @@ class Discovery:
             port: Where it listens, if not on the node's own port. Range 0..65535.
             labels: Small pairs of text that travel with it.
             endpoints: Names of what can be called.
+            schemas: What they take and give, as JSON, by name.
 
         Raises:
-            LimitError: Name or record too long, or too many services on this node.
+            LimitError: Name, schema or record too long, or too many endpoints or services.
         """
         if not 0 < len(service) <= limits.SERVICE_NAME_TEXT:
             raise LimitError(
                 f"expected a service name of 1..{limits.SERVICE_NAME_TEXT} characters, "
                 f"found {len(service)}"
             )
-        record = ServiceRecord(service, version, port, labels or {}, endpoints)
+        if max(len(endpoints), len(schemas or ())) > limits.ENDPOINTS_PER_SERVICE:
+            raise LimitError(
+                f"expected at most {limits.ENDPOINTS_PER_SERVICE} endpoints of {service!r}, "
+                f"found {max(len(endpoints), len(schemas or ()))}; split the service",
+                reason="count",
+            )
+        for name, schema in (schemas or {}).items():
+            if len(schema) > limits.SCHEMA_MAX:
+                raise LimitError(
+                    f"expected at most {limits.SCHEMA_MAX} bytes of schema of {service}.{name}, "
+                    f"found {len(schema)}; use smaller types"
+                )
+        record = ServiceRecord(service, version, port, labels or {}, endpoints, schemas or {})
         own = {**self._own, service: record}
         if len(own) > limits.SERVICES_PER_NODE:
             raise LimitError(
@@ -123,23 +140,44 @@ class Discovery:
         """Return all endpoint names known of `service`, sorted. No I/O, no error."""
         return tuple(sorted({name for i in self.instances(service) for name in i.endpoints}))
 
+    def schema(self, service: str, endpoint: str) -> dict[str, Any] | None:
+        """Return what an endpoint takes and gives, or None if nobody says. No I/O, no error.
+
+        Of several instances the first that says it, in the order of `instances`. The
+        keys are `arguments` and `returns`, two JSON schemas, and their common `$defs`.
+
+        Cost: It is decoded at each call, at most `limits.SCHEMA_MAX` bytes.
+        """
+        for record in self._said.get(service, ()):
+            if endpoint in record.schemas:
+                try:
+                    return _decode_schema.decode(record.schemas[endpoint])
+                except FOREIGN:
+                    self.malformed += 1
+        return None
+
     def watch(self, service: str) -> Watch[tuple[Instance, ...]]:
         """Return a block that yields the instances now, then the newest at each change of them."""
         return self._watchers.watch(service, lambda: self.instances(service))
 
     def _rebuild(self) -> None:
         """Publish a new snapshot and tell those whose service has changed."""
-        listed: dict[str, list[Instance]] = {}
+        listed: dict[str, list[tuple[Instance, ServiceRecord]]] = {}
         records: dict[bytes, tuple[ServiceRecord, ...]] = {}
         for member in self._kernel.members():
             if member.state in (State.ALIVE, State.SUSPECT):
                 for service in self._read(member, records):
-                    listed.setdefault(service.name, []).append(_instance(member, service))
+                    listed.setdefault(service.name, []).append(
+                        (_instance(member, service), service)
+                    )
         self._records = records
         before = self._snapshot
+        for pairs in listed.values():
+            pairs.sort(key=_order)
         self._snapshot = MappingProxyType(
-            {name: tuple(sorted(listed[name], key=_order)) for name in sorted(listed)}
+            {name: tuple(instance for instance, _ in listed[name]) for name in sorted(listed)}
         )
+        self._said = {name: tuple(record for _, record in listed[name]) for name in listed}
         for name in self._watchers:
             if before.get(name, ()) != self._snapshot.get(name, ()):
                 self._watchers.tell(name)
@@ -181,5 +219,6 @@ def _instance(member: Member, service: ServiceRecord) -> Instance:
     )
 
 
-def _order(instance: Instance) -> tuple[bool, str]:
+def _order(pair: tuple[Instance, ServiceRecord]) -> tuple[bool, str]:
+    instance, _ = pair
     return (instance.state != "alive", instance.node)

@@ -8,6 +8,8 @@ from microos import limits
 from microos.codec import Decoder
 
 _Text = Annotated[str, msgspec.Meta(max_length=limits.SERVICE_NAME_TEXT)]
+_Schema = Annotated[bytes, msgspec.Meta(max_length=limits.SCHEMA_MAX)]
+_Each = msgspec.Meta(max_length=limits.ENDPOINTS_PER_SERVICE)
 
 
 class ServiceRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -18,7 +20,9 @@ class ServiceRecord(msgspec.Struct, frozen=True, array_like=True):
     port: int = 0
     """Where it listens, if that is not the node's own port."""
     labels: dict[_Text, _Text] = {}
-    endpoints: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1024)] = ()
+    endpoints: Annotated[tuple[_Text, ...], _Each] = ()
+    schemas: Annotated[dict[_Text, _Schema], _Each] = {}
+    """What an endpoint takes and gives, as JSON, for those that say so."""
 
 
 Record = Annotated[tuple[ServiceRecord, ...], msgspec.Meta(max_length=limits.SERVICES_PER_NODE)]

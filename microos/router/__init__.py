@@ -1,0 +1,1 @@
+"""Who is called: the logical call, and what decides it."""
