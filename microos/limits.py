@@ -93,6 +93,16 @@ RPC_METADATA_MAX = 8 * KIB
 RPC_METADATA_PAIRS = 64
 ENDPOINT_TEXT = 128
 
+# Routing.
+ROUTER_POLICIES = 1024
+"""Patterns with a policy of their own."""
+
+ROUTER_ENDPOINTS = 4096
+"""Endpoints a node keeps figures of; the one made first and idle is forgotten beyond it."""
+
+ROUTER_SERVICES = 65_536
+"""Names of services that were ever seen, to tell an unknown one from one that is gone."""
+
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
 CONTROL_FRAME_MAX = 2 * MIB
