@@ -135,6 +135,16 @@ KV_WAITERS_MAX = 256
 KV_PROMISES_MAX = 65_536
 """Ballots promised and not yet settled on one node; the oldest become a floor for all."""
 
+# Routing.
+ROUTER_POLICIES = 1024
+"""Patterns with a policy of their own."""
+
+ROUTER_ENDPOINTS = 4096
+"""Endpoints a node keeps figures of; the one made first and idle is forgotten beyond it."""
+
+ROUTER_SERVICES = 65_536
+"""Names of services that were ever seen, to tell an unknown one from one that is gone."""
+
 # Control connections of the command line.
 CONTROL_CLIENTS = 64
 CONTROL_FRAME_MAX = 2 * MIB
