@@ -39,6 +39,8 @@ class MicroosError(Exception):
         if reason is not None:
             self.reason = reason
         self.facts = facts
+        self.load: object = None
+        """What the callee said of itself with it, if a callee did (`rpc.messages.Load`)."""
 
 
 class UnavailableError(MicroosError):

@@ -122,12 +122,21 @@ class Links:
 
     # What others ask for.
 
-    def send(self, node: NodeId, channel: Channel, body: bytes, *, urgent: bool = False) -> bool:
+    def send(
+        self,
+        node: NodeId,
+        channel: Channel,
+        body: bytes,
+        *,
+        urgent: bool = False,
+        bulk: bool = False,
+    ) -> bool:
         """Queue one frame for a node; dial it if there is no link. Never blocks.
 
         Args:
             body: 1 byte up to the channel's limit in `wire.BODY_MAX`.
             urgent: Goes before everything that is not.
+            bulk: Goes after everything that is not.
 
         Returns:
             False if it was dropped: the outbox is full, the address is unknown, or the last dial
@@ -140,7 +149,9 @@ class Links:
         peer = self._peers.get(node)
         if peer is None or peer.is_idle:
             peer = self._call(node)
-        if peer is None or not peer.outbox.put(wire.pack_frame(channel, body), urgent=urgent):
+        if peer is None or not peer.outbox.put(
+            wire.pack_frame(channel, body), urgent=urgent, bulk=bulk
+        ):
             self._drops += 1
             return False
         if peer.link is not None:

@@ -1,4 +1,6 @@
-"""What waits to be written to one node: bounded, urgent frames first, order kept within each kind.
+"""What waits to be written to one node: bounded, most urgent first, order kept within each kind.
+
+    urgent (raft)  ▶  normal  ▶  bulk (pieces of long bodies)
 
 The bound counts frames and bytes. A full box refuses the newest, because whoever
 sends can be told at once (raft then reports the node as unreachable, gossip repairs
@@ -18,14 +20,15 @@ class Outbox:
     def __init__(self) -> None:
         self._urgent: deque[bytes] = deque()
         self._normal: deque[bytes] = deque()
+        self._bulk: deque[bytes] = deque()
         self.size_bytes = 0
         self.drops = 0
         """Frames refused or thrown away."""
 
     def __len__(self) -> int:
-        return len(self._urgent) + len(self._normal)
+        return len(self._urgent) + len(self._normal) + len(self._bulk)
 
-    def put(self, frame: bytes, *, urgent: bool) -> bool:
+    def put(self, frame: bytes, *, urgent: bool = False, bulk: bool = False) -> bool:
         """Queue one packed frame; return False, and count it, if the box is full."""
         if (
             len(self) >= limits.LINK_OUTBOX_FRAMES
@@ -33,7 +36,7 @@ class Outbox:
         ):
             self.drops += 1
             return False
-        (self._urgent if urgent else self._normal).append(frame)
+        (self._urgent if urgent else self._bulk if bulk else self._normal).append(frame)
         self.size_bytes += len(frame)
         return True
 
@@ -45,7 +48,7 @@ class Outbox:
         """
         taken: list[bytes] = []
         size = 0
-        for queue in (self._urgent, self._normal):
+        for queue in (self._urgent, self._normal, self._bulk):
             while queue and (not taken or size + len(queue[0]) <= size_max):
                 size += len(queue[0])
                 taken.append(queue.popleft())
@@ -59,11 +62,12 @@ class Outbox:
         self.drops += len(self)
         self._urgent.clear()
         self._normal.clear()
+        self._bulk.clear()
         self.size_bytes = 0
 
     def check(self) -> None:
         """Assert all invariants."""
-        frames = (*self._urgent, *self._normal)
+        frames = (*self._urgent, *self._normal, *self._bulk)
         assert self.size_bytes == sum(len(frame) for frame in frames)
         assert len(frames) <= limits.LINK_OUTBOX_FRAMES
         assert self.size_bytes <= limits.LINK_OUTBOX_BYTES

@@ -96,8 +96,6 @@ class Moved(msgspec.Struct, frozen=True):
     ring: Ring
     state: bytes
     """The same, as it travels."""
-    previous: Revision | None
-    """Revision of the ring it came from by one command; None: unknown."""
 
 
 class Up(msgspec.Struct, frozen=True):
@@ -449,7 +447,7 @@ class Keeper:
     # The ring.
 
     def _turn(self, moved: Moved, now: float) -> None:
-        changed = self.replica.turn(moved.ring, moved.state, moved.previous)
+        changed = self.replica.turn(moved.ring, moved.state)
         if not changed:
             return
         self.upkeep.moved(changed, now)

@@ -156,17 +156,19 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
 
 
 class Compared(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """To Compare: of the slots that this copy may vouch for, which are equal, which differ."""
+    """To Compare: of the slots at a position both know, which are equal, which differ."""
 
     code: int
     revision: _U64
     stamp: _Stamp
     equal: tuple[_Slot, ...] = ()
     different: tuple[_Slot, ...] = ()
+    unsynced: tuple[_Slot, ...] = ()
+    """Those of both kinds whose copy here is not whole itself."""
 
 
 class Listing(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """To List: the names behind `after`, with versions."""
+    """To List: the names behind `after`, with versions; also of a copy that is not whole."""
 
     code: int
     revision: _U64

@@ -22,6 +22,7 @@ from microos.ring.entry import (
 from microos.ring.messages import (
     Answer,
     AnyAnswer,
+    Code,
     Entries,
     Fetch,
     Keep,
@@ -68,7 +69,7 @@ class Upkeep(Protocol):
     replica: Replica
     bytes_pulled: int
 
-    def count(self, slot: int, owner: Owner, revision: int, now: float) -> None: ...
+    def count(self, slot: int, owner: Owner, revision: int, synced: bool, now: float) -> None: ...
     def dropped(self, slot: int) -> None: ...
     def before(self, now: float) -> int: ...
     def ended(self, work: Pass, now: float) -> None: ...
@@ -109,16 +110,15 @@ class Pulling(Pass):
         super().__init__(upkeep, slot, owner)
         self._wanted: list[bytes] = []
         self._listing: Listing | None = None
-        self._revision = 0
-        """Least ring revision that the source went by."""
+        self._first: Listing | None = None
+        """The first page: what the source went by when it began."""
 
     def answered(self, owner: Owner, answer: AnyAnswer | None, now: float) -> None:
         match answer:
-            case Listing(code=0, equal=True):
-                self._end(answer.revision, now)
-            case Listing(code=0):
-                if not self._after:
-                    self._revision = answer.revision
+            case Listing(code=0 | Code.UNSYNCED, equal=True):
+                self._end(answer, now)
+            case Listing(code=0 | Code.UNSYNCED):
+                self._first = self._first or answer
                 self._listing = answer
                 self._wanted = self._newer(answer, now)
                 self._go_on(now)
@@ -156,13 +156,14 @@ class Pulling(Pass):
         if self._wanted:
             self._ask(Fetch, self.slot, tuple(self._wanted[: limits.KV_PAGE_NAMES]))
         elif listing.last:
-            self._end(self._revision, now)
+            self._end(self._first or listing, now)
         else:
             self._after = listing.names[-1][0]
             self._list()
 
-    def _end(self, revision: int, now: float) -> None:
-        self.upkeep.count(self.slot, self.owner, revision, now)
+    def _end(self, begun: Listing, now: float) -> None:
+        synced = begun.code == Code.OK
+        self.upkeep.count(self.slot, self.owner, begun.revision, synced, now)
         self.upkeep.ended(self, now)
 
 

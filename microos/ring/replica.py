@@ -49,7 +49,6 @@ from microos.ring.messages import (
 from microos.ring.ring import SLOTS, Owner, Ring
 from microos.ring.stamps import Stamps
 from microos.ring.store import Store
-from microos.types import Revision
 
 
 class Replica:
@@ -72,21 +71,18 @@ class Replica:
 
     # The ring moves on.
 
-    def turn(self, ring: Ring, state: bytes, previous: Revision | None) -> list[int]:
+    def turn(self, ring: Ring, state: bytes) -> list[int]:
         """Go by a newer ring; return the slots that have changed.
 
         Args:
             state: The same, as it travels.
-            previous: Revision of the ring just before it, if that is known. A copy keeps its
-                vote only over changes that it has seen one by one.
         """
         before = self.ring
         if ring.revision <= before.revision:
             return []
-        direct = previous == before.revision
         changed = [s for s in range(SLOTS) if ring.positions[s] != before.positions[s]]
         for slot in changed:
-            if self._still_votes(before.chains[slot], ring, slot, direct):
+            if self._still_votes(ring, slot):
                 self.synced[slot] = None
             else:
                 self.synced.pop(slot, None)
@@ -99,18 +95,22 @@ class Replica:
         self.ring, self.state = ring, state
         return changed
 
-    def _still_votes(
-        self, old: tuple[tuple[Owner, ...], ...], ring: Ring, slot: int, direct: bool
-    ) -> bool:
-        """Return whether this copy of a slot that has changed is whole in its new current."""
-        current = ring.current(slot)
-        if not direct or self.me not in current:
+    def _still_votes(self, ring: Ring, slot: int) -> bool:
+        """Return whether this copy of a slot that has changed is whole in its new current.
+
+        Over one ring epoch nobody can have left the owners and come back; over more it may
+        have missed what was acknowledged meanwhile, though the row looks the same.
+        """
+        old, current = self.ring.chains[slot], ring.current(slot)
+        if self.me not in current:
             return False
-        if not old:
-            return True  # The first ring epoch: there is nothing to have.
+        if ring.number == 1:
+            return True  # The first ring epoch: there is nothing to have had before it.
+        if not old or ring.number > self.ring.number + 1:
+            return False
         if current == old[0]:
             return slot in self.synced
-        return len(old) == 2 and current == old[1] and slot in self.ready
+        return current == old[-1] and slot in self.ready
 
     def is_whole(self, slot: int) -> bool:
         """Return whether nothing is left to be fetched for this slot."""
@@ -124,7 +124,7 @@ class Replica:
         chain = self.ring.chains[slot]
         if len(chain) == 2 and self.me in chain[1]:
             self.ready[slot] = None
-        elif self.me in chain[0]:
+        if self.me in chain[0]:
             self.synced[slot] = None
 
     # Requests.
@@ -261,27 +261,27 @@ class Replica:
 
     # Copies.
 
-    def _vouches(self, slot: int, revision: int) -> int:
-        """Return why this copy is no source for an asker that goes by `revision`; 0: it is."""
-        code = self._code(slot, revision)
-        return code if slot in self.synced else code | Code.UNSYNCED
-
     def _compare(self, request: Compare, now: float) -> Compared:
         equal: list[int] = []
         different: list[int] = []
+        unsynced: list[int] = []
         for slot, digest in request.digests:
-            if self._vouches(slot, request.revision) == Code.OK:
+            if self._code(slot, request.revision) == Code.OK:
                 (equal if self.store.digest(slot) == digest else different).append(slot)
+                if slot not in self.synced:
+                    unsynced.append(slot)
         revision, stamp = self.ring.revision, self.stamps.peek(now)
         code = Code.BEHIND if request.revision > revision else Code.OK
-        return Compared(int(code), revision, stamp, tuple(equal), tuple(different))
+        return Compared(int(code), revision, stamp, tuple(equal), tuple(different), tuple(unsynced))
 
     def _list(self, request: List, now: float) -> Listing:
         slot, store = request.slot, self.store
-        code = int(self._vouches(slot, request.revision))
+        code = int(self._code(slot, request.revision))
         revision, stamp = self.ring.revision, self.stamps.peek(now)
         if code:
             return Listing(code, revision, stamp)
+        if slot not in self.synced:
+            code = int(Code.UNSYNCED)
         if store.digest(slot) == request.digest:
             return Listing(code, revision, stamp, equal=True)
         names = store.names(slot, request.after, limits.KV_PAGE_NAMES)

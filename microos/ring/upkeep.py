@@ -6,7 +6,7 @@
     hand over a slot is no longer ours: what its owners lack is put there, then it is dropped
     purge     tombstones older than the window that *every* owner has are forgotten everywhere
 
-A source counts if it is synced and knows this position of the slot or a newer one: what was
+A source counts if it is synced and knows this position of the slot: what was
 acknowledged before is then at one of any M of them (M + W > N), and what is acknowledged
 later is told that the slot has changed, and is repeated at the new owners (kv.md 4.6).
 """
@@ -44,13 +44,15 @@ PURGE_INTERVAL = 60.0
 class Fill:
     """One copy that is not whole."""
 
-    __slots__ = ("counted", "position", "since")
+    __slots__ = ("counted", "merged", "position", "since")
 
     def __init__(self, position: int, since: float) -> None:
         self.position = position
         self.since = since
         self.counted: dict[Owner, None] = {}
         """Sources whose entries are all here."""
+        self.merged: dict[Owner, None] = {}
+        """Owners whose entries are all here, whole themselves or not."""
 
 
 class Upkeep:
@@ -175,7 +177,8 @@ class Upkeep:
             living.remove(me)  # In place: the others must be enough.
         missing = [o for o in self._sources(slot) if o not in fill.counted]
         needed = min(sources(len(current)), len(living))
-        if len(fill.counted) + own < needed:
+        # What all of them have is all there is, even if none of them is whole.
+        if len(fill.counted) + own < needed and any(o not in fill.merged for o in missing):
             return
         late = now >= fill.since + PATIENCE
         if not late and any(self.desk.is_up(owner) for owner in missing):
@@ -191,7 +194,7 @@ class Upkeep:
                 continue
             digest = self.replica.store.digest(slot)
             for owner in self._sources(slot):
-                busy = owner in fill.counted or owner in self._comparing
+                busy = owner in fill.merged or owner in self._comparing
                 if not busy and self.desk.is_up(owner):
                     wanted.setdefault(owner, {})[slot] = digest
         for owner, digests in wanted.items():
@@ -211,8 +214,9 @@ class Upkeep:
         self._comparing.pop(owner, None)
         if not isinstance(answer, Compared):
             return
+        unsynced = dict.fromkeys(answer.unsynced)
         for slot in answer.equal:
-            self.count(slot, owner, answer.revision, now)
+            self.count(slot, owner, answer.revision, slot not in unsynced, now)
         for slot in answer.different:
             if slot not in self._busy and self.replica.me in self.replica.ring.everyone[slot]:
                 self._busy[slot] = None
@@ -221,11 +225,13 @@ class Upkeep:
         if self._fills:
             self._fill_at = min(self._fill_at, now + PAUSE)
 
-    def count(self, slot: int, owner: Owner, revision: int, now: float) -> None:
-        """Count a source whose entries are all here, as of a ring it knew."""
+    def count(self, slot: int, owner: Owner, revision: int, synced: bool, now: float) -> None:
+        """Count an owner whose entries are all here, as of a ring it knew; a source if `synced`."""
         fill = self._fills.get(slot)
         if fill is not None and revision >= fill.position and owner in self._sources(slot):
-            fill.counted[owner] = None
+            fill.merged[owner] = None
+            if synced:
+                fill.counted[owner] = None
             self._look(slot, now)
 
     def _go_on(self, now: float) -> None:

@@ -14,9 +14,9 @@ from tests.ring.keepers import Operation, World, judge, value, version
 pytestmark = pytest.mark.prop
 
 
-def formed(seed: int = 0, nodes: int = 5, *, loss: float = 0.0) -> World:
-    """Return a world whose first ring epoch every node has taken in."""
-    world = World(seed, nodes, loss=loss)
+def formed(seed: int = 0, nodes: int = 5) -> World:
+    """Return a calm world whose first ring epoch every node has taken in."""
+    world = World(seed, nodes, calm=True)
     world.run(4.0)
     assert all(node.keeper is not None and node.keeper.ring.number == 1 for node in world.nodes)
     return world
@@ -172,7 +172,7 @@ def _slot() -> int:
 
 
 def test_a_joiner_takes_its_share_and_nothing_is_lost() -> None:
-    world = World(11, 6, loss=0.0)
+    world = World(11, 6, calm=True)
     world.crash(5)
     world.run(4.0)
     puts = {b"%d" % n: world.do(n % 5, "put", b"%d" % n, n) for n in range(200)}

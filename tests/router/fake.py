@@ -57,7 +57,7 @@ def raises(make: Callable[[], MicroosError], load: Load | None = None) -> Script
     async def script(sent: Sent) -> Reply:
         await trio.sleep(0.001)
         error = make()
-        error.load = load  # type: ignore[attr-defined]
+        error.load = load
         raise error
 
     return script
