@@ -39,6 +39,7 @@ from microos.ring.messages import (
     Answer,
     AnyAnswer,
     Code,
+    Compared,
     Did,
     Do,
     GetRing,
@@ -344,7 +345,10 @@ class Keeper:
         if request.revision > self.ring.revision:
             self._want_ring(sender, now)
         if not isinstance(request, Do):
-            return self.replica.serve(request, now)  # type: ignore[arg-type]
+            answer = self.replica.serve(request, now)  # type: ignore[arg-type]
+            if isinstance(answer, Compared) and answer.different and sender in self._up:
+                self.upkeep.differs(Owner(sender, self._up[sender]), answer.different, now)
+            return answer
         self.stamps.hear(request.stamp, now)
         if request.boot != self.me.boot:
             return self._did(Code.WRONG_BOOT)

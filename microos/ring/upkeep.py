@@ -88,9 +88,11 @@ class Upkeep:
         self._foreign: dict[int, float] = {}
         """Slots that are not ours, and when they may be dropped [s]."""
         self._drop_at = inf
+        self._compared = desk.replica.me
+        """Whom this node compared with last."""
         self._purging = 0
         self._fill_at = inf
-        self._compare_at = now + compare_interval * (0.5 + desk.random.random())
+        self._compare_at = now + compare_interval * (0.75 + 0.5 * desk.random.random())
         self._purge_at = now + PURGE_INTERVAL
         self.bytes_pulled = 0
 
@@ -142,9 +144,9 @@ class Upkeep:
             self._fill_at = inf
             self._ask_sources(now)
         if now >= self._compare_at:
-            pause = self._compare_interval * (0.5 + self.desk.random.random())
+            pause = self._compare_interval * (0.75 + 0.5 * self.desk.random.random())
             self._compare_at = now + pause
-            self._compare_with_one(now)
+            self._compare_with_next()
             self._find_foreign(now)
         if now >= self._drop_at:
             self._find_foreign(now)
@@ -218,9 +220,7 @@ class Upkeep:
         for slot in answer.equal:
             self.count(slot, owner, answer.revision, slot not in unsynced, now)
         for slot in answer.different:
-            if slot not in self._busy and self.replica.me in self.replica.ring.everyone[slot]:
-                self._busy[slot] = None
-                self._passes.append(Pulling(self, slot, owner))
+            self._pull(slot, owner)
         self._go_on(now)
         if self._fills:
             self._fill_at = min(self._fill_at, now + PAUSE)
@@ -249,8 +249,8 @@ class Upkeep:
 
     # Comparing.
 
-    def _compare_with_one(self, now: float) -> None:
-        """Compare all settled slots shared with some other owner, chosen by chance."""
+    def _compare_with_next(self) -> None:
+        """Compare all settled slots shared with some other owner: with each in its turn."""
         ring, me, replica = self.replica.ring, self.replica.me, self.replica
         shared: dict[Owner, dict[int, int]] = {}
         for slot in ring.slots_of(me):
@@ -258,10 +258,25 @@ class Upkeep:
                 for owner in ring.chains[slot][0]:
                     if owner != me and self.desk.is_up(owner):
                         shared.setdefault(owner, {})[slot] = replica.store.digest(slot)
-        if shared:
-            owner = self.desk.random.choice(sorted(shared))
-            if owner not in self._comparing:
-                self._compare(owner, shared[owner])
+        if not shared:
+            return
+        owners = sorted(shared)
+        owner = next((o for o in owners if o > self._compared), owners[0])
+        self._compared = owner
+        if owner not in self._comparing:
+            self._compare(owner, shared[owner])
+
+    def differs(self, owner: Owner, slots: Iterable[int], now: float) -> None:
+        """Another owner has compared and found these slots different: it may be the newer one."""
+        for slot in slots:
+            if slot in self.replica.synced and len(self.replica.ring.chains[slot]) == 1:
+                self._pull(slot, owner)
+        self._go_on(now)
+
+    def _pull(self, slot: int, owner: Owner) -> None:
+        if slot not in self._busy and self.replica.me in self.replica.ring.everyone[slot]:
+            self._busy[slot] = None
+            self._passes.append(Pulling(self, slot, owner))
 
     # Handing over.
 
