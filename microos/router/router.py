@@ -64,7 +64,7 @@ class Router:
         kernel.on_members(self._look)
 
     def apply(self, pattern: str, policy: Policy) -> None:
-        """Route the calls that match by `policy` from now on; calls under way keep theirs.
+        """Route the calls that match by `policy` from now on; those under way keep their retries.
 
         Args:
             pattern: `service.function`, `service.*` or `*`. Replaces what was said of it.

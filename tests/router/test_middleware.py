@@ -220,6 +220,27 @@ async def test_proceeding_twice_at_once_keeps_the_books(
     router.check()
 
 
+async def test_attempts_made_at_once_go_where_each_was_picked_to_go(
+    autojump_clock: MockClock,
+) -> None:
+    kernel = FakeKernel(range(1, 3))
+
+    @middleware("call")
+    async def both(call: Call, proceed: Proceed) -> Any:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(proceed, call)
+            nursery.start_soon(proceed, call)
+
+    @middleware("attempt")
+    async def slowly(call: Call, proceed: Proceed) -> Any:
+        await trio.sleep(0.1)
+        return await proceed(call)
+
+    await router_on(kernel, both, slowly).call(SHOP, ("hat",))
+
+    assert len({sent.node for sent in kernel.sent}) == 2
+
+
 async def test_middleware_sees_the_error_at_the_deadline_and_may_answer(
     autojump_clock: MockClock,
 ) -> None:

@@ -173,6 +173,18 @@ def test_own_calls_count_for_those_of_the_other_callers_too() -> None:
     assert among_many.pick() in (1, 2)
 
 
+def test_a_queue_weighs_by_its_square_and_slowness_as_it_is() -> None:
+    seen = all_heard(3)
+    seen[0].queue = 1.0
+    for number in (1, 2):
+        seen[number].slowness = 3.0
+
+    assert 0 not in seen.picks()
+    for number in (1, 2):
+        seen[number].slowness = 5.0
+    assert seen.picks() == {0: 400}
+
+
 def test_old_reports_give_way_to_the_mean_of_all() -> None:
     seen = all_heard(3)
     for number, queue in enumerate((9, 0, 0)):
@@ -198,6 +210,7 @@ def test_a_penalty_makes_an_instance_worse_by_its_factor() -> None:
 
     assert all(seen.pick({name(0): 10.0}) != 0 for _ in range(200))
     assert {seen.pick({name(0): 1.01}) for _ in range(200)} == {0, 1, 2}
+    assert all(Seen(2).pick({name(0): 1.01}) == 1 for _ in range(20))
 
 
 @pytest.mark.parametrize("count", [2, 5])

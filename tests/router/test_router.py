@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from microos import limits
 from microos.errors import LimitError, NoMemberError, UnavailableError
+from microos.gossip.members import State
 from microos.router import Breaker, Policy, Retry
 from tests.router.fake import (
     Endpoint,
@@ -155,6 +156,23 @@ async def test_statistics_count_calls_and_name_what_is_wrong_with_whom(
     assert [instance.in_flight > 0 for instance in instances] == [False, True, False]
     assert all(instance.breakers == {"shop.buy": "closed"} for instance in instances)
     assert all(instance.in_flight == 0 for instance in router.statistics().instances)
+
+
+async def test_every_live_node_is_a_possible_caller(autojump_clock: MockClock) -> None:
+    kernel = FakeKernel(range(1, 4))
+    router = router_on(kernel)
+    await router.call(BUY, ("hat",))
+    pool = router._services["shop"].pool
+    assert pool.callers == 3
+
+    for number in range(4, 11):
+        kernel.join(number, service="other")
+    kernel.join(11, state=State.DEAD)
+
+    assert pool.callers == 10
+    for number in range(1, 11):
+        kernel.leave(number)
+    assert pool.callers == 1
 
 
 async def test_who_has_left_is_forgotten_with_all_its_states(autojump_clock: MockClock) -> None:
