@@ -1,5 +1,8 @@
 """Drives gossip: datagrams, link frames and dial results in; packets, dials and notes out.
 
+With a keyring datagrams are sealed, and one that does not open, or opens a second time,
+reaches nobody: it is counted, and noted once per source and minute.
+
 Everything a turn of the gossip core asks for is done at once and without waiting
 (a datagram is sent or dropped, a frame is queued or dropped), so a turn is a
 plain function, called wherever something has happened. Only dials wait, each in
@@ -30,6 +33,7 @@ from microos.gossip.messages import (
     decode_link,
 )
 from microos.gossip.outbox import Dial
+from microos.keyring import Keyring, Replays, SealError
 from microos.net.links import Links
 from microos.net.network import Udp
 from microos.node.alarm import Alarm
@@ -55,6 +59,7 @@ class Membership:
         label: int,
         udp: Udp,
         links: Links,
+        keyring: Keyring | None = None,
         on_change: Callable[[], None],
         on_note: Callable[[object], None],
     ) -> None:
@@ -65,6 +70,8 @@ class Membership:
         self._label = label
         self._udp = udp
         self._links = links
+        self._keyring = keyring
+        self._replays = Replays()
         self._on_change = on_change
         self._on_note = on_note
         self._counter = 0
@@ -113,17 +120,30 @@ class Membership:
 
     def _datagram(self, data: bytes, source: Address) -> None:
         try:
-            packet = unpack_datagram(data, self._label)
+            packet = unpack_datagram(data, self._label, self._keyring)
+            # Only a seal says that the counter is the sender's own.
+            if self._keyring is not None and not self._replays.is_new(
+                packet.sender, packet.counter
+            ):
+                self._refuse(source, "replayed")
+                return
             messages, skipped = decode_datagram(packet.payload)
         except WrongClusterError:
-            self.counters["datagrams.wrong_cluster"] += 1
+            self._refuse(source, "wrong_cluster")
+            return
+        except SealError as error:
+            self._refuse(source, error.reason)
             return
         except RemoteProtocolError:
-            self.counters["datagrams.foreign"] += 1
+            self._refuse(source, "foreign")
             return
         self.counters["datagrams.skipped_messages"] += skipped
         sender = Sender(packet.sender, source, None)
         self._gossip.receive_batch(messages, sender, self._clock.now())
+
+    def _refuse(self, source: Address, what: str) -> None:
+        self.counters[f"datagrams.{what}"] += 1
+        self._links.note_foreign(source, what)
 
     def receive(self, body: bytes, node: NodeId, boot: BootId, address: Address) -> None:
         """Take in one gossip frame from a link.
@@ -158,7 +178,8 @@ class Membership:
         self._publish()
         for address, payload in effects.datagrams:
             self._counter += 1
-            self._udp.send(pack_datagram(self._label, self._boot, self._counter, payload), address)
+            packet = pack_datagram(self._label, self._boot, self._counter, payload, self._keyring)
+            self._udp.send(packet, address)
         for node, message in effects.streams:
             self._links.send(node, Channel.GOSSIP, encode(message))
         for dial in effects.dials:
