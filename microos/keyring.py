@@ -6,8 +6,10 @@
 | derived from a key | how | for |
 |---|---|---|
 | key id, 1..255 | 1 + first byte of SHA-256("microos key id 1" + key) mod 255 | which key opens |
-| subkey of a sender | HKDF-SHA256(key, salt = label, info = "microos gossip 1" + boot id) | datagrams |
-| seed of the authority | HKDF-SHA256(key, salt = label, info = "microos ca 1") | certificates |
+| subkey of a sender | HKDF, info = "microos gossip 1" + boot id in 8 bytes | datagrams |
+| seed of the authority | HKDF, info = "microos ca 1" | certificates |
+
+HKDF is HKDF-SHA256 of the key, its salt the cluster's label.
 
 A datagram is sealed by AES-256-GCM under its sender's subkey; the nonce is 4 zero bytes
 and the packet's counter, the associated data its head. A subkey has one sender and one

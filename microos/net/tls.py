@@ -16,7 +16,6 @@ The only importer of ssl; imported only where there is a secret.
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from microos.errors import RemoteProtocolError
 from microos.keyring import Keyring, SealError
 from microos.net.identity import SERIAL_BITS, authority, leaf, node_of, uri_of
+from microos.net.network import Buffer
 
 ALPN = "microos/1"
 
@@ -71,24 +71,6 @@ class Tls:
     def accept(self) -> Session:
         """Begin a handshake as the side that was dialled."""
         return Session(self._current()[True], server=True, label=self._label)
-
-    def connected(self, sock: socket.socket) -> socket.socket:
-        """Return a blocking, connected socket with TLS around it, the node there verified.
-
-        Raises:
-            SealError: It is no node of this cluster, or has other keys.
-            OSError: The connection broke.
-        """
-        try:
-            sealed = self._current()[False].wrap_socket(sock)
-        except ssl.SSLCertVerificationError as error:
-            raise _unauthenticated(error) from error
-        try:
-            _verified(sealed, self._label)
-        except SealError:
-            sealed.close()
-            raise
-        return sealed
 
     def _current(self) -> dict[bool, ssl.SSLContext]:
         if self._version != self._keyring.version:
@@ -191,7 +173,7 @@ class Session:
         except (ssl.SSLError, ValueError) as error:
             raise RemoteProtocolError(f"expected bytes within TLS, found {error}") from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Buffer) -> None:
         """Seal bytes for the other side; they are `taken`.
 
         Raises:
@@ -213,7 +195,7 @@ class Session:
             pass  # It wants to hear the other side's end first, or is broken: said is said.
 
 
-def _verified(peer: ssl.SSLObject | ssl.SSLSocket, label: str) -> str:
+def _verified(peer: ssl.SSLObject, label: str) -> str:
     """Return whom the other side's certificate names; OpenSSL has checked its chain.
 
     Raises:
