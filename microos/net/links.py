@@ -48,7 +48,7 @@ from microos.net.notes import (
     LinkUp,
 )
 from microos.net.peer import Peer
-from microos.net.sealed import Sealer
+from microos.net.sealed import Sealer, SpoiltError
 from microos.types import Address, BootId, NodeId, Random
 from microos.wire import Channel, WrongClusterError
 
@@ -280,7 +280,7 @@ class Links:
 
     async def _welcome(self, connection: Connection) -> None:
         """Find out who dialled, and be at its service."""
-        flags, link = 0, None
+        flags, link, refused = 0, None, False
         words, wait = b"", PART_TIMEOUT
         source = connection.stream.peer
         with self._clock.timeout_at(self._clock.now() + HANDSHAKE_TIMEOUT) as scope:
@@ -301,6 +301,7 @@ class Links:
                 words = wire.pack_preface(self._label) + link_frame(Bye("cluster"))
             except SealError as error:
                 self._foreign(source, error.reason)
+                refused = True  # Of TLS it has been told by TLS.
                 if error.reason == "plain":
                     words = wire.pack_preface(self._label) + link_frame(Bye("plain"))
             except RemoteProtocolError:
@@ -312,7 +313,7 @@ class Links:
             self._foreign(source, "silent")
         elif link is not None:
             await self._serve(link)
-        elif words:
+        elif words or refused:
             await self._take_leave(connection, words, wait)
         elif flags & wire.FLAG_CONTROL:
             await self._control(connection.stream)
@@ -421,6 +422,9 @@ class Links:
             rtt = self._clock.now() - begun
             is_kept = self._nursery is not None
             return self._decide(connection, answer, node, rtt)
+        except SpoiltError:
+            self._foreign(address, "unauthenticated")
+            return DialResult("rejected:unauthenticated")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return DialResult("reset")
         except WrongClusterError:
@@ -428,6 +432,10 @@ class Links:
             return DialResult("rejected:cluster")
         except SealError as error:
             self._foreign(address, error.reason)
+            if self._nursery is not None:
+                # It is told by TLS; a reset could overtake that.
+                is_kept = True
+                self._nursery.start_soon(self._dismiss, connection, b"")
             return DialResult(f"rejected:{error.reason}")
         except RemoteProtocolError:
             self._foreign(address, "foreign")

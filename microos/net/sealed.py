@@ -27,6 +27,10 @@ FAREWELL = 1.0
 """Longest wait for room to say that nothing follows [s]."""
 
 
+class SpoiltError(trio.BrokenResourceError):
+    """What came was tampered with, or says that the other side does not believe us."""
+
+
 class Session(Protocol):
     """One side of TLS, without I/O; see `tls.Session`."""
 
@@ -105,7 +109,7 @@ class SealedStream:
                 try:
                     self._session.write(view[at : at + CHUNK])
                 except RemoteProtocolError as error:
-                    raise trio.BrokenResourceError(str(error)) from error
+                    raise SpoiltError(str(error)) from error
                 await _carry(self._stream, self._session)
                 self._require_open()
         self._sending = False
@@ -117,7 +121,7 @@ class SealedStream:
             try:
                 data = self._session.read(max_bytes)
             except RemoteProtocolError as error:
-                raise trio.BrokenResourceError(str(error)) from error
+                raise SpoiltError(str(error)) from error
             if data is not None:
                 break
             sealed = await self._stream.receive_some(CHUNK)

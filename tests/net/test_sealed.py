@@ -282,9 +282,9 @@ def test_every_certificate_has_the_same_size(secret: bytes, serial: int) -> None
 
 
 @given(
-    said=st.lists(st.integers(1, 3 * limits.KIB) | st.just(200 * limits.KIB), max_size=6),
+    said=st.lists(st.integers(1, 3 * limits.KIB) | st.just(70 * limits.KIB), max_size=6),
     answered=st.lists(st.integers(1, 3 * limits.KIB), max_size=6),
-    size=st.integers(1, 5000),
+    size=st.integers(100, 5000),
 )
 @settings(max_examples=20)
 def test_bytes_arrive_both_ways_at_once(said: list[int], answered: list[int], size: int) -> None:
