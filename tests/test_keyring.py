@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microos import limits, wire
+from microos.errors import RemoteProtocolError
 from microos.keyring import Keyring, Replays, SealError, key_id, key_text, parse_keys
 from microos.types import BootId
 
@@ -41,14 +42,10 @@ def test_a_key_is_read_as_base64_and_as_hex() -> None:
     assert parse_keys(f" {key_text(B)} ,\n{A.hex().upper()}\n") == (B, A)
 
 
-@given(st.text(max_size=70))
+@given(st.text(max_size=43))
 def test_whatever_is_no_key_says_so(text: str) -> None:
-    try:
-        keys = parse_keys(text)
-    except ValueError as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(len(key) == 32 for key in keys)
+    with pytest.raises(ValueError, match=r"^expected [^\n]*$"):
+        parse_keys(text)
 
 
 @given(st.binary(min_size=32, max_size=32))
@@ -57,7 +54,7 @@ def test_an_id_is_never_that_of_plain(key: bytes) -> None:
 
 
 def test_keys_that_cannot_be_told_apart_are_refused() -> None:
-    first = {}
+    first: dict[int, bytes] = {}
     for number in range(1000):
         key = number.to_bytes(32, "big")
         if (other := first.setdefault(key_id(key), key)) != key:
@@ -89,7 +86,7 @@ def test_one_flipped_bit_never_opens(payload: bytes, data: st.DataObject) -> Non
     bit = data.draw(st.integers(0, 8 * len(packet) - 1))
     packet[bit // 8] ^= 1 << bit % 8
 
-    with pytest.raises(wire.RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError):
         wire.unpack_datagram(bytes(packet), 5, keyring())
 
 

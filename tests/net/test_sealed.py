@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 import trio
@@ -124,7 +125,7 @@ async def test_who_is_of_another_cluster_is_refused(
 async def test_while_keys_change_old_and_new_know_each_other(autojump_clock: MockClock) -> None:
     rings = [(A,), (A, B), (B, A), (B,)]
 
-    for before, after in zip(rings, rings[1:], strict=False):
+    for before, after in pairwise(rings):
         for one, other in ((before, after), (after, before), (after, after)):
             a, b = await met(tls("n1", *one).dial(), tls("n2", *other).accept())
             assert isinstance(a, SealedStream)
