@@ -209,9 +209,27 @@ class Replays:
         self._windows: dict[BootId, tuple[int, int]] = {}
         """(highest counter, bit i set: highest - i was taken), least recently grown first."""
 
+    def knows(self, sender: BootId) -> bool:
+        return sender in self._windows
+
+    def begin(self, sender: BootId, counter: int, recent: int) -> None:
+        """Take note of a sender's first packet. The oldest sender makes room.
+
+        Args:
+            counter: Of a packet that was made just now.
+            recent: What was sent at most so many before it may still come; all else was.
+        """
+        assert 0 <= recent < limits.REPLAY_WINDOW
+        if sender not in self._windows and len(self._windows) >= limits.SENDERS_MAX:
+            del self._windows[next(iter(self._windows))]
+        self._windows[sender] = (counter, _ALL >> recent + 1 << recent + 1 | 1)
+
     def is_new(self, sender: BootId, counter: int) -> bool:
-        """Take note of an authentic packet; return False if it is a replay, or too old to tell."""
-        top, taken = self._windows.get(sender, (counter, 0))
+        """Take note of an authentic packet; return False if it is a replay, or too old to tell.
+
+        The sender's window has begun.
+        """
+        top, taken = self._windows[sender]
         age = top - counter
         if age >= limits.REPLAY_WINDOW or (age >= 0 and taken >> age & 1):
             return False
@@ -222,8 +240,6 @@ class Replays:
             kept = taken << -age if -age < limits.REPLAY_WINDOW else 0
             self._windows.pop(sender, None)  # To the end: who speaks is not forgotten.
             self._windows[sender] = (counter, kept & _ALL | 1)
-        if len(self._windows) > limits.SENDERS_MAX:
-            del self._windows[next(iter(self._windows))]
         return True
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ Datagram, big-endian (payload: one MessagePack array of gossip messages, sealed 
 |---|---|---|
 | 0 | 2 | magic `MO` |
 | 2 | 1 | version spoken, 1 |
-| 3 | 1 | flags: 1 sealed; others are ignored on receipt |
+| 3 | 1 | flags: 1 sealed, 8 a contact (`node/contacts.py`); others are ignored on receipt |
 | 4 | 4 | label hash: low 32 bits of xxh64 of the cluster's label |
 | 8 | 1 | key id; 0: plain |
 | 9 | 8 | sender: its boot id |
@@ -51,6 +51,7 @@ TLS = b"\x16\x03"
 """What a TLS handshake begins with."""
 
 FLAG_SEALED = 1
+FLAG_CONTACT = 8
 FLAG_CONTROL = 2
 FLAG_SKIPPABLE = 2
 
@@ -106,14 +107,23 @@ class Datagram(msgspec.Struct, frozen=True, gc=False):
     sender: BootId
     counter: int
     payload: bytes
+    is_contact: bool = False
+    """Not gossip, but who lives; sealed ones only."""
 
 
 def pack_datagram(
-    label: int, sender: BootId, counter: int, payload: bytes, keyring: Keyring | None = None
+    label: int,
+    sender: BootId,
+    counter: int,
+    payload: bytes,
+    keyring: Keyring | None = None,
+    *,
+    is_contact: bool = False,
 ) -> bytes:
     """Return the bytes of one packet: head, payload and CRC, or head and sealed payload."""
     if keyring is not None:
-        head = _HEAD.pack(MAGIC, VERSION, FLAG_SEALED, label, keyring.sealing, sender, counter)
+        flags = FLAG_SEALED | (FLAG_CONTACT if is_contact else 0)
+        head = _HEAD.pack(MAGIC, VERSION, flags, label, keyring.sealing, sender, counter)
         return head + keyring.seal(sender, counter, head, payload)
     body = _HEAD.pack(MAGIC, VERSION, 0, label, 0, sender, counter) + payload
     return body + _CRC.pack(crc32(body))
@@ -147,7 +157,7 @@ def unpack_datagram(data: bytes, label: int, keyring: Keyring | None = None) -> 
         raise SealError("expected a sealed datagram, found a plain one", reason="plain")
     head, rest = data[: limits.DATAGRAM_HEAD], data[limits.DATAGRAM_HEAD :]
     payload = keyring.open(key, BootId(sender), counter, head, rest)
-    return Datagram(BootId(sender), counter, payload)
+    return Datagram(BootId(sender), counter, payload, bool(flags & FLAG_CONTACT))
 
 
 def pack_preface(label: int, flags: int = 0) -> bytes:

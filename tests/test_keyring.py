@@ -172,17 +172,23 @@ def test_authorities_follow_the_keys_and_the_label() -> None:
             st.integers(1, 40) | st.integers(1000, 1100) | st.integers(2020, 2100) | counters,
         ),
         max_size=80,
-    )
+    ),
+    st.sampled_from([0, 1, 64, 1023]),
 )
 def test_the_window_is_the_set_of_what_was_taken_and_not_too_old(
-    packets: list[tuple[BootId, int]],
+    packets: list[tuple[BootId, int]], recent: int
 ) -> None:
     replays = Replays()
     taken: dict[BootId, set[int]] = {}
+    begun: dict[BootId, int] = {}
 
     for sender, counter in packets:
-        known = taken.setdefault(sender, set())
-        old = bool(known) and counter <= max(known) - limits.REPLAY_WINDOW
+        if not replays.knows(sender):
+            replays.begin(sender, counter, recent)
+            begun[sender] = counter - recent
+            taken[sender] = {counter}
+        known = taken[sender]
+        old = counter <= max(known) - limits.REPLAY_WINDOW or counter < begun[sender]
         expected = not old and counter not in known
 
         assert replays.is_new(sender, counter) == expected
@@ -195,9 +201,10 @@ def test_the_oldest_sender_makes_room() -> None:
     replays = Replays()
 
     for boot in range(1, limits.SENDERS_MAX + 2):
-        assert replays.is_new(BootId(boot), 1)
+        replays.begin(BootId(boot), 1, 0)
 
     replays.check()
+    assert not replays.knows(BootId(1))
     assert not replays.is_new(BootId(2), 1)
 
 

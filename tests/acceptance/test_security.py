@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from microos.net.notes import Foreign
 from microos.settings import KINDS, Settings
 from microos.sim.cluster import PORT, Captured, Cluster, run_cluster
 from microos.types import Address, parse_address
+from microos.wire import Datagram
 from tests.proc.processes import CLUSTER, Processes, eventually, run_node
 
 ROOT = Path(__file__).parents[2] / "microos"
@@ -197,6 +199,44 @@ def test_replayed_and_unauthenticated_packets_are_dropped_and_counted() -> None:
         assert len(noted) == 1
 
     run_cluster(scenario, 3, seed=10, settings=sealed())
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.criterion("GEN-8")
+def test_a_recording_does_not_deceive_a_node_that_has_just_started() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        captured = cluster.capture()
+        await cluster.ready()
+        await cluster.sleep(60.0)
+        old = [p.data for p in captured if p.receiver == "n0" and p.kind == "datagram"]
+        heads = {data[9:25]: None for data in old}
+        await cluster.sleep(30.0)  # What was said just now may still be on its way.
+        cluster.crash(0)
+        cluster.restart(0)
+        await cluster.machines[0].opened.wait()
+        membership = cluster[0]._lifecycle._membership
+        taken: list[Datagram] = []
+        take_in = membership._packet
+
+        def keep(packet: Datagram, source: Address) -> None:
+            taken.append(packet)
+            take_in(packet, source)
+
+        membership._packet = keep  # type: ignore[method-assign]
+        udp = await cluster.stranger().udp(Address("10.0.9.9", 7))
+        for _ in range(100):
+            for data in old:
+                udp.send(data, parse_address(cluster[0].address))
+            await cluster.sleep(0.1)
+        await cluster.ready()
+
+        played = [p for p in taken if struct.pack("!QQ", p.sender, p.counter) in heads]
+        assert len(old) > 100
+        assert len(taken) > 20
+        assert played == []
+
+    run_cluster(scenario, 3, seed=13, settings=sealed())
 
 
 @pytest.mark.sim
