@@ -22,6 +22,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+SECRET = msgspec.Meta(extra={"secret": True})
+"""Marks a field whose value is never shown: not in a fault, not in an explanation."""
+
 SPACIOUS = 1_000_000
 """A ceiling from here on only keeps nonsense out and is not worth mentioning."""
 
@@ -104,7 +107,8 @@ def converted(name: str, kind: Any, told: Told) -> Any:
     try:
         return msgspec.convert(told.value, kind, strict=told.strict, dec_hook=_as_path)
     except msgspec.ValidationError:
-        raise Fault(f"{name}{told.where}: expected {wanted(kind)}, found {told.value!r}") from None
+        found = "something else" if is_secret(kind) else repr(told.value)
+        raise Fault(f"{name}{told.where}: expected {wanted(kind)}, found {found}") from None
 
 
 def unknown(name: str, told: Told, names: Collection[str]) -> Fault:
@@ -116,11 +120,17 @@ def unknown(name: str, told: Told, names: Collection[str]) -> Fault:
     return Fault(f"{name}{told.where}: no such setting; {advice}")
 
 
+def is_secret(kind: Any) -> bool:
+    """Return whether values of this kind are never shown."""
+    return get_origin(kind) is Annotated and any(meta is SECRET for meta in get_args(kind)[1:])
+
+
 def wanted(kind: Any) -> str:
     """Return in words what a field of this kind may be."""
     if get_origin(kind) is Annotated:
         inner, *metas = get_args(kind)
-        return " ".join([wanted(inner), *(_range(meta) for meta in metas)])
+        ranges = [text for meta in metas if (text := _range(meta))]
+        return " ".join([wanted(inner), *ranges])
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is UnionType:
@@ -161,7 +171,10 @@ def _as_path(kind: type, value: Any) -> Any:
 
 
 def explained(value: Any) -> str:
-    """Return a dataclass value as TOML, a comment above each field; None is left to the default."""
+    """Return a dataclass value as TOML, a comment above each field; None is left to the default.
+
+    A secret is left out; the comment says whether it is set.
+    """
     about = _documentation(type(value))
     lines: list[str] = []
     section = ""
@@ -173,7 +186,11 @@ def explained(value: Any) -> str:
         now = at(value, name)
         may = wanted(kind)
         lines += ["", *_commented(about[name]), f"# {may[0].upper()}{may[1:]}."]
-        lines.append(f"# {field} is not set" if now is None else f"{field} = {_toml(now)}")
+        if now is None:
+            lines.append(f"# {field} is not set")
+        else:
+            hidden = is_secret(kind)
+            lines.append(f"# {field} is set, and hidden" if hidden else f"{field} = {_toml(now)}")
     return "\n".join(lines) + "\n"
 
 

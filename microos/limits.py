@@ -8,6 +8,9 @@ MIB = 1024 * KIB
 # The wire.
 DATAGRAM_HEAD = 25
 DATAGRAM_TAIL = 4
+DATAGRAM_TAG = 16
+"""What a sealed datagram has instead of the tail. Packets leave room for the longer of the two."""
+
 DATAGRAM_MAX = 64 * KIB
 """Largest datagram read. UDP itself allows no more."""
 
@@ -20,6 +23,18 @@ FRAME_MAX = 4 * MIB
 
 FRAME_SMALL = 64 * KIB
 """Nothing larger than this stands between a raft frame and the wire."""
+
+# Sealing.
+KEY_SIZE = 32
+KEYS_MAX = 8
+"""Keys of one keyring; a change of keys needs two."""
+
+REPLAY_WINDOW = 1024
+"""Counters behind a sender's highest that are still told apart. The counter runs over all
+destinations, so a late packet may be hundreds behind."""
+
+SENDERS_MAX = 4096
+"""Processes whose subkeys and counters are remembered. Only holders of a key get in."""
 
 # Queues. Each is listed in `statistics()` with its bound, policy and drops.
 LINK_OUTBOX_FRAMES = 4096
@@ -149,7 +164,8 @@ ROUTER_SERVICES = 65_536
 CONTROL_CLIENTS = 64
 CONTROL_FRAME_MAX = 2 * MIB
 
-assert DATAGRAM_HEAD + DATAGRAM_TAIL < 576 < DATAGRAM_MAX
+assert DATAGRAM_TAIL < DATAGRAM_TAG
+assert DATAGRAM_HEAD + DATAGRAM_TAG < 576 < DATAGRAM_MAX
 assert BRIEF_MAX + USER_STATE_MAX < 1200
 assert COMMAND_MAX < FRAME_MAX
 assert DOCUMENT_MAX < COMMAND_MAX

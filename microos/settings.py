@@ -21,6 +21,7 @@ from msgspec import Meta
 from microos import limits
 from microos.errors import SettingsError
 from microos.fields import (
+    SECRET,
     Fault,
     Told,
     at,
@@ -57,6 +58,7 @@ _DatagramSize = Annotated[int, Meta(ge=1200, le=1400)]
 _AppendSize = Annotated[int, Meta(ge=64 * limits.KIB, le=limits.FRAME_MAX // 2)]
 _Weight = Annotated[int, Meta(ge=1, le=limits.RING_WEIGHT_MAX)]
 _EntrySize = Annotated[int, Meta(ge=limits.COMMAND_MAX, le=1024 * limits.MIB)]
+_Secret = Annotated[str | None, SECRET]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +256,11 @@ class Settings:
     cluster: str = "local"
     """The cluster's label. Nodes with different labels never meet."""
 
+    secret: _Secret = field(default=None, repr=False)
+    """The cluster's key as `microos keygen` prints it: all traffic is sealed with it. Needed off
+    loopback; never shown. While it is being changed several, joined by commas: the first seals,
+    all open. Best given as MICROOS_SECRET."""
+
     data_dir: Path | None = None
     """Where identity, log and snapshots are kept. None: in memory, a new node at each start."""
 
@@ -340,7 +347,10 @@ class Settings:
         return wrong or [*_faults_of_node(self), *_faults_of_timing(self)]
 
     def explain(self) -> str:
-        """Return these settings as TOML with a comment on each; loading it gives them again."""
+        """Return these settings as TOML with a comment on each; loading it gives them again.
+
+        Only the secret is left out: what is printed is read by others.
+        """
         return EXPLANATION + explained(self)
 
 
@@ -442,7 +452,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Told]:
             value: Any = environment[variable]
             if name == "seeds":
                 value = tuple(seed for part in value.split(",") if (seed := part.strip()))
-            elif name == "data_dir":
+            elif name in ("data_dir", "secret"):
                 value = value or None
             told[name] = Told(value, variable, strict=False)
     return told
@@ -515,6 +525,8 @@ def _faults_of_node(settings: Settings) -> Iterator[str]:
                 yield f"seeds: expected the port a node listens on, found {address!r}"
             elif name == "bind" and not is_loopback(address):
                 yield from _faults_of_the_open(settings)
+    if settings.secret is not None:
+        yield from _faults_of_the_secret(settings.secret)
     for seed, count in Counter(settings.seeds).items():
         if count > 1:
             yield f"seeds: expected each address once, found {seed!r} {count} times"
@@ -527,15 +539,27 @@ def _faults_of_node(settings: Settings) -> Iterator[str]:
 def _faults_of_the_open(settings: Settings) -> Iterator[str]:
     """Off loopback strangers can listen and speak, and other clusters live next door."""
     host = parse_address(settings.bind).host
-    yield (
-        f"bind: binding {host} off loopback needs a key to seal with; "
-        "this version cannot seal yet: bind 127.0.0.1"
-    )
+    if settings.secret is None:
+        yield (
+            f"bind: binding {host} off loopback needs a key to seal with, found no secret; "
+            "make one with `microos keygen` and give it to every node as MICROOS_SECRET, "
+            "or bind 127.0.0.1"
+        )
     if settings.cluster == DEFAULT_CLUSTER:
         yield (
             f"cluster: binding {host} off loopback needs a label of the cluster's own, "
             f"found the default {DEFAULT_CLUSTER!r}; set cluster"
         )
+
+
+def _faults_of_the_secret(secret: str) -> Iterator[str]:
+    # Here, because only who has a secret pays for reading it.
+    from microos.keyring import parse_keys
+
+    try:
+        parse_keys(secret)
+    except ValueError as error:
+        yield f"secret: {error}"
 
 
 def _faults_of_timing(settings: Settings) -> Iterator[str]:

@@ -1,18 +1,18 @@
 """What every packet and frame begins with: the fixed offsets, and nothing else.
 
-Datagram, big-endian (payload: one MessagePack array of gossip messages):
+Datagram, big-endian (payload: one MessagePack array of gossip messages, sealed or plain):
 
 | offset | size | field |
 |---|---|---|
 | 0 | 2 | magic `MO` |
 | 2 | 1 | version spoken, 1 |
-| 3 | 1 | flags, 0; others are ignored on receipt |
+| 3 | 1 | flags: 1 sealed, 8 a contact (`node/contacts.py`); others are ignored on receipt |
 | 4 | 4 | label hash: low 32 bits of xxh64 of the cluster's label |
 | 8 | 1 | key id; 0: plain |
 | 9 | 8 | sender: its boot id |
 | 17 | 8 | counter, 1 for a start's first packet |
 | 25 | … | payload |
-| end | 4 | CRC-32 of head and payload |
+| end | 16 or 4 | sealed: tag of AES-256-GCM (`keyring.py`); plain: CRC-32 of head and payload |
 
 Stream: an 8-byte preface (the first 8 bytes above; flags 2 asks for a control
 connection), then frames:
@@ -26,10 +26,11 @@ connection), then frames:
 | 8 | 4 | CRC-32 of bytes 0–7 and the body |
 | 12 | … | body |
 
-A packet is valid if its magic, version, label hash and CRC are; a frame if its
+A packet is valid if its magic, version, label hash and tag or CRC are; a frame if its
 length is within its channel's limit, its channel is known or it is skippable,
 and its CRC is right. A plain link carries a CRC because one flipped bit in a
-checksum-free frame broke log matching in the simulator within two seconds.
+checksum-free frame broke log matching in the simulator within two seconds; within
+TLS it is not needed and stays, so that there is one format of frames.
 """
 
 import struct
@@ -40,11 +41,17 @@ import msgspec
 from microos import limits
 from microos.errors import RemoteProtocolError
 from microos.hashing import crc32
+from microos.keyring import Keyring, SealError
 from microos.types import BootId
 
 MAGIC = b"MO"
 VERSION = 1
 PREFACE_SIZE = 8
+TLS = b"\x16\x03"
+"""What a TLS handshake begins with."""
+
+FLAG_SEALED = 1
+FLAG_CONTACT = 8
 FLAG_CONTROL = 2
 FLAG_SKIPPABLE = 2
 
@@ -100,33 +107,57 @@ class Datagram(msgspec.Struct, frozen=True, gc=False):
     sender: BootId
     counter: int
     payload: bytes
+    is_contact: bool = False
+    """Not gossip, but who lives; sealed ones only."""
 
 
-def pack_datagram(label: int, sender: BootId, counter: int, payload: bytes) -> bytes:
-    """Return the bytes of one plain packet: head, payload, CRC."""
+def pack_datagram(
+    label: int,
+    sender: BootId,
+    counter: int,
+    payload: bytes,
+    keyring: Keyring | None = None,
+    *,
+    is_contact: bool = False,
+) -> bytes:
+    """Return the bytes of one packet: head, payload and CRC, or head and sealed payload."""
+    if keyring is not None:
+        flags = FLAG_SEALED | (FLAG_CONTACT if is_contact else 0)
+        head = _HEAD.pack(MAGIC, VERSION, flags, label, keyring.sealing, sender, counter)
+        return head + keyring.seal(sender, counter, head, payload)
     body = _HEAD.pack(MAGIC, VERSION, 0, label, 0, sender, counter) + payload
     return body + _CRC.pack(crc32(body))
 
 
-def unpack_datagram(data: bytes, label: int) -> Datagram:
-    """Return the packet in `data`.
+def unpack_datagram(data: bytes, label: int, keyring: Keyring | None = None) -> Datagram:
+    """Return the packet in `data`; with a keyring only if a holder of one of its keys made it.
 
     Raises:
         WrongClusterError: It is ours, but of a cluster with another label.
+        SealError: It is plain and must not be, sealed and cannot be opened, or forged.
         RemoteProtocolError: It is not one of our packets, or damaged.
     """
     if len(data) < limits.DATAGRAM_HEAD + limits.DATAGRAM_TAIL or data[:2] != MAGIC:
         raise RemoteProtocolError(f"expected a microos datagram, found {len(data)} foreign bytes")
-    _, version, _, found, key, sender, counter = _HEAD.unpack_from(data)
+    _, version, flags, found, key, sender, counter = _HEAD.unpack_from(data)
     if version != VERSION:
         raise RemoteProtocolError(f"expected protocol version {VERSION}, found {version}")
-    if _CRC.unpack_from(data, len(data) - 4)[0] != crc32(memoryview(data)[:-4]):
+    sealed = bool(flags & FLAG_SEALED)
+    if not sealed and _CRC.unpack_from(data, len(data) - 4)[0] != crc32(memoryview(data)[:-4]):
         raise RemoteProtocolError("expected an intact datagram, found a wrong checksum")
     if found != label:
         raise WrongClusterError(f"expected cluster label {label:08x}, found {found:08x}")
-    if key != 0 or sender == 0:
-        raise RemoteProtocolError(f"expected a plain datagram, found key id {key}")
-    return Datagram(BootId(sender), counter, data[limits.DATAGRAM_HEAD : -4])
+    if sealed != (key != 0) or sender == 0:
+        raise RemoteProtocolError(f"expected a sealed or plain datagram, found key id {key}")
+    if keyring is None:
+        if sealed:
+            raise SealError("expected a plain datagram, found a sealed one", reason="sealed")
+        return Datagram(BootId(sender), counter, data[limits.DATAGRAM_HEAD : -4])
+    if not sealed:
+        raise SealError("expected a sealed datagram, found a plain one", reason="plain")
+    head, rest = data[: limits.DATAGRAM_HEAD], data[limits.DATAGRAM_HEAD :]
+    payload = keyring.open(key, BootId(sender), counter, head, rest)
+    return Datagram(BootId(sender), counter, payload, bool(flags & FLAG_CONTACT))
 
 
 def pack_preface(label: int, flags: int = 0) -> bytes:

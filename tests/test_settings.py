@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from microos.errors import SettingsError
 from microos.fields import wanted
+from microos.keyring import key_text
 from microos.settings import KINDS, GossipSettings, RaftSettings, Settings, SyncSettings
 
+KEY = key_text(bytes(range(32)))
 TEXT = st.text("""aZ9"'\\#=[é→💡""", max_size=8)
 
 
@@ -148,12 +150,44 @@ def test_what_cannot_work_is_said_before_the_start(arguments: dict[str, Any], fa
 
 def test_off_loopback_needs_a_key_and_a_label() -> None:
     assert faults(bind="10.0.0.5:7946") == (
-        "bind: binding 10.0.0.5 off loopback needs a key to seal with; "
-        "this version cannot seal yet: bind 127.0.0.1",
+        "bind: binding 10.0.0.5 off loopback needs a key to seal with, found no secret; "
+        "make one with `microos keygen` and give it to every node as MICROOS_SECRET, "
+        "or bind 127.0.0.1",
         "cluster: binding 10.0.0.5 off loopback needs a label of the cluster's own, "
         "found the default 'local'; set cluster",
     )
     assert len(faults(bind="example.org:1", cluster="shop")) == 1
+    assert len(faults(bind="10.0.0.5:7946", secret=KEY)) == 1
+    load(bind="10.0.0.5:7946", secret=KEY, cluster="shop").validate()
+
+
+@pytest.mark.parametrize(
+    ("secret", "fault"),
+    [
+        ("hunter2", "expected 32 bytes as base64 or hex, found 7 other characters as key 1"),
+        (f"{KEY},", "expected 32 bytes as base64 or hex, found 0 other characters as key 2"),
+        (f"{KEY}, {KEY}", "keys 1 and 2 cannot be told apart, their id is "),
+        (",".join([KEY] * 9), "expected at most 8 keys, found 9"),
+    ],
+)
+def test_a_secret_that_is_none_is_not_shown(secret: str, fault: str) -> None:
+    (found,) = faults(secret=secret)
+
+    assert found.startswith(f"secret: {fault}")
+    assert KEY not in found
+    assert "hunter2" not in found
+
+
+def test_a_secret_is_never_shown() -> None:
+    chosen = Settings.load(None, {"MICROOS_SECRET": KEY})
+
+    assert chosen.secret == KEY
+    assert KEY not in repr(chosen) + chosen.explain()
+    assert "# secret is set, and hidden" in chosen.explain()
+    with pytest.raises(SettingsError) as caught:
+        Settings(secret=KEY.encode()).validate()  # type: ignore[arg-type]
+    assert str(caught.value) == "secret: expected a text or nothing, found something else"
+    assert Settings.load(None, {"MICROOS_SECRET": ""}).secret is None
 
 
 def test_a_value_made_in_code_is_checked_as_well() -> None:
@@ -209,4 +243,6 @@ def test_every_field_is_explained() -> None:
     for name, kind in KINDS.items():
         field = name.rpartition(".")[2]
         words = wanted(kind)
-        assert f"\n# {words[0].upper()}{words[1:]}.\n{field} = " in text or name == "data_dir"
+        assert f"\n# {words[0].upper()}{words[1:]}.\n{field} = " in text or (
+            name in ("data_dir", "secret")
+        )

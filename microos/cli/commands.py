@@ -16,11 +16,15 @@ import msgspec
 
 from microos.cli.exits import INTERRUPTED, USAGE, failed
 from microos.cli.lock import hold
+from microos.cli.secrets import read_secret
 from microos.control.client import Client
 from microos.errors import MicroosError
+from microos.keyring import key_id, key_text
+from microos.limits import KEY_SIZE
 
 NODE = "127.0.0.1:7946"
 TIMEOUT = 5.0
+SECRET = "microos.secret"
 
 Verb = Callable[..., Any]
 
@@ -71,6 +75,14 @@ def _speaking(verb: Verb) -> Verb:
             show_default=True,
             help="Longest wait for an answer; also MICROOS_TIMEOUT.",
         ),
+        click.option(
+            "--secret-file",
+            metavar="FILE",
+            callback=_keep_secret,
+            expose_value=False,
+            is_eager=True,
+            help="Holds the cluster's secret, for nodes that have one; also MICROOS_SECRET.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print data, one JSON per line."),
     )
     for option in reversed(options):
@@ -78,8 +90,19 @@ def _speaking(verb: Verb) -> Verb:
     return verb
 
 
+def _keep_secret(context: click.Context, _: click.Parameter, path: str | None) -> None:
+    """Keep the secret where `_client` finds it: no verb has to carry it."""
+    secret = os.environ.get("MICROOS_SECRET") if path is None else read_secret(path)
+    context.meta[SECRET] = secret or None
+
+
+def _client(node: str, cluster: str, timeout: float) -> Client:
+    secret = click.get_current_context().meta[SECRET]
+    return Client(node, cluster=cluster, timeout=timeout, secret=secret)
+
+
 def _asked(node: str, cluster: str, timeout: float, verb: str, **arguments: Any) -> Any:
-    with Client(node, cluster=cluster, timeout=timeout) as client:
+    with _client(node, cluster, timeout) as client:
         return client.call(verb, **arguments)
 
 
@@ -174,6 +197,23 @@ def services(node: str, cluster: str, timeout: float, as_json: bool, service: st
         _data(found)
     else:
         _table(columns, found)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print data, one JSON per line.")
+def keygen(as_json: bool) -> None:
+    """Print a new secret for a cluster: 32 random bytes as base64. Asks no node.
+
+    
+    Examples:
+      (umask 077; microos keygen > secret)
+      MICROOS_SECRET="$(cat secret)" microos-node --cluster shop --bind 10.0.0.5:7946
+    """
+    key = os.urandom(KEY_SIZE)
+    if as_json:
+        _data({"secret": key_text(key), "id": key_id(key)})
+    else:
+        click.echo(key_text(key))
 
 
 @cli.group()
@@ -299,7 +339,7 @@ def config_watch(
       microos config watch orders.limits --json
     """
     with (
-        Client(node, cluster=cluster, timeout=timeout) as client,
+        _client(node, cluster, timeout) as client,
         client.stream("config.watch", path=path) as states,
     ):
         for number, state in enumerate(states, 1):
@@ -348,5 +388,5 @@ def lock(
         if as_json:
             click.echo(msgspec.json.encode(grant), err=True)
 
-    with Client(node, cluster=cluster, timeout=timeout) as client:
+    with _client(node, cluster, timeout) as client:
         return hold(client, name, command, ttl=ttl, wait=wait, granted=granted)

@@ -15,6 +15,7 @@ from typing import Any
 
 from microos.cli.exits import failed
 from microos.cli.printer import Printer
+from microos.cli.secrets import read_secret
 from microos.errors import MicroosError
 from microos.settings import PRESETS, Settings
 
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `microos-node`; exits with one of the codes of `cli/exits.py`."""
     options = parser().parse_args(arguments)
     try:
-        settings = Settings.load(options.settings, defaults={"bind": BIND}, **_told_by(options))
+        told = _told_by(options)
+        settings = Settings.load(options.settings, defaults={"bind": BIND}, **told)
     except MicroosError as error:
         sys.exit(failed("microos-node", error))
     if options.print_settings:
@@ -64,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         help="nodes to begin with, the same on all; may be repeated",
     )
     add("--cluster", metavar="LABEL", help="nodes of other labels never meet")
+    add("--secret-file", metavar="FILE", help="the cluster's secret; also MICROOS_SECRET")
     add("--data-dir", metavar="DIRECTORY", help="keep identity and log; default: in memory")
     add("--bootstrap", choices=("seeds", "solo", "join"), help="who founds the cluster")
     add("--preset", choices=tuple(PRESETS), help="default: local while bound to loopback")
@@ -82,11 +85,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _told_by(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given as options."""
+    """Return the settings that were given as options.
+
+    Raises:
+        SettingsError: The file of the secret cannot be used.
+    """
     fields = ("name", "bind", "cluster", "data_dir", "bootstrap", "preset")
     told = {field: value for field in fields if (value := getattr(options, field)) is not None}
     seeds = [seed for given in options.join for part in given.split(",") if (seed := part.strip())]
-    return {**told, **({"seeds": tuple(seeds)} if options.join else {})}
+    if options.join:
+        told["seeds"] = tuple(seeds)
+    if options.secret_file is not None:
+        told["secret"] = read_secret(options.secret_file)
+    return told
 
 
 def _run(settings: Settings, services: Sequence[str], printer: Printer) -> int:

@@ -7,6 +7,7 @@
 
 One request at a time. Every wait has a deadline; while a stream runs the node says
 `Beat`, and silence ends it. What the node refused comes back as the error it raised.
+With a secret all of it happens within TLS, and the node is verified as by another node.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -38,6 +39,8 @@ from microos.errors import (
     MicroosError,
     RejectedError,
     RemoteProtocolError,
+    SettingsError,
+    UnauthorizedError,
     UnavailableError,
     UncertainError,
     by_name,
@@ -55,19 +58,33 @@ CHANGING = ("config.set", "config.delete")
 Reply = Answer | Failure | Item | End | Beat
 
 
+class Socket(Protocol):
+    """A connected socket, plain or sealed."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, size_max: int, /) -> bytes: ...
+    def settimeout(self, timeout: float, /) -> None: ...
+    def close(self) -> None: ...
+
+
 class Client:
     """One connection to one node; a block."""
 
-    def __init__(self, address: str, *, cluster: str, timeout: float) -> None:
+    def __init__(
+        self, address: str, *, cluster: str, timeout: float, secret: str | None = None
+    ) -> None:
         """Connect.
 
         Args:
             address: HOST:PORT of any node.
             cluster: The cluster's label.
             timeout: Longest wait for the connection and for each answer [s].
+            secret: The cluster's; None: speak in the clear, to a node on this machine.
 
         Raises:
             RejectedError: The address is not one.
+            SettingsError: The secret is none.
+            UnauthorizedError: The node has another secret.
             UnavailableError: No node answers there.
         """
         self.address = address
@@ -76,7 +93,10 @@ class Client:
         self._replies: deque[Reply] = deque()
         self._reader = FrameReader()
         self._head: bytes | None = b""
-        self._socket = _connected(address, timeout)
+        plain = _connected(address, timeout)
+        self._socket: Socket = plain
+        if secret is not None:
+            self._socket = _sealed(plain, address, cluster, secret)
         self._send(wire.pack_preface(label_hash(cluster), wire.FLAG_CONTROL))
 
     def __enter__(self) -> Self:
@@ -304,6 +324,32 @@ def _connected(address: str, timeout: float) -> socket.socket:
         ) from error
 
 
+def _sealed(plain: socket.socket, address: str, cluster: str, secret: str) -> Socket:
+    """Return the socket within TLS, the node at the other end verified."""
+    # Here, because only who has a secret pays for OpenSSL.
+    from microos.control.sealed import SealedSocket
+    from microos.keyring import SealError
+
+    try:
+        return SealedSocket(plain, cluster=cluster, secret=secret)
+    except SealError as error:
+        plain.close()
+        raise UnauthorizedError(
+            f"the node at {address} is not of cluster {cluster!r} or has another secret; "
+            "say --cluster LABEL, or the secret that it was started with",
+            reason="unauthenticated",
+        ) from error
+    except OSError as error:
+        plain.close()
+        raise UnavailableError(
+            f"the node at {address} hung up within the TLS handshake: "
+            f"{error.strerror or error}; has it been given a secret?"
+        ) from error
+    except ValueError as error:
+        plain.close()
+        raise SettingsError([f"secret: {error}"]) from error
+
+
 def _refused(address: str, body: bytes) -> MicroosError:
     """Return why a node said goodbye instead of serving: `[kind, reason]` on its link channel."""
     try:
@@ -314,5 +360,11 @@ def _refused(address: str, body: bytes) -> MicroosError:
         return RejectedError(
             f"the node at {address} belongs to a cluster of another label; say --cluster LABEL",
             reason="cluster",
+        )
+    if reason == "plain":
+        return UnauthorizedError(
+            f"the node at {address} speaks only to who has the cluster's secret; "
+            "set MICROOS_SECRET or say --secret-file FILE",
+            reason="unauthenticated",
         )
     return UnavailableError(f"the node at {address} refused the connection: {reason}")

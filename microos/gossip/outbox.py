@@ -45,7 +45,7 @@ class Outbox:
     """Effects in the making."""
 
     def __init__(self, datagram_size: int) -> None:
-        self.room = datagram_size - limits.DATAGRAM_HEAD - limits.DATAGRAM_TAIL - HEADER_SIZE
+        self.room = datagram_size - limits.DATAGRAM_HEAD - limits.DATAGRAM_TAG - HEADER_SIZE
         """Bytes of messages in one packet."""
         self._said: dict[Address, list[bytes]] = {}
         self._packets: list[tuple[Address, bytes]] = []

@@ -6,6 +6,8 @@
       Use, frames … ──────────────────────▶                   (or Bye: only wanted to know)
                      ◀───────────────────── frames …
 
+With a secret TLS comes first, and all of this is said within it (`sealed.py`).
+
 The dialler decides whether the connection becomes a link, after it has learnt whom
 it reached: a dial that only proves that somebody lives there disturbs no link in use.
 `Bye` is the last frame of whoever says it; who hears it closes. The side that said it
@@ -29,9 +31,11 @@ import msgspec
 import trio
 
 from microos import limits, wire
+from microos.clock import Clock
 from microos.codec import Decoder, encode
 from microos.errors import RemoteProtocolError
 from microos.net.network import Stream
+from microos.net.sealed import Session, seal
 from microos.types import Address, BootId, NodeId
 from microos.wire import Channel, FrameReader
 
@@ -103,6 +107,8 @@ class Connection:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
+        self.peer: str | None = None
+        """Who is there by its certificate, "" for a command line; None: the stream is plain."""
         self.reader = FrameReader()
         self._frames: deque[tuple[Channel, bytes]] = deque()
 
@@ -118,6 +124,17 @@ class Connection:
                 break
             head += data
         return head
+
+    async def seal(self, session: Session, clock: Clock, heard: bytes = b"") -> None:
+        """Put TLS around the stream; `heard` was read from it already.
+
+        Raises:
+            SealError: The other side speaks no TLS, or is not of this cluster.
+            trio.BrokenResourceError: The connection ended instead.
+        """
+        sealed = await seal(self.stream, session, clock, heard)
+        self.stream = sealed
+        self.peer = sealed.node
 
     async def message(self) -> LinkMessage:
         """Return the next message of the link.

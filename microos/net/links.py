@@ -9,11 +9,14 @@ there are two connections, `link.py` how one is written, read and kept alive, an
 `handshake.py` how two processes meet. This is where they are put together.
 
 Bytes that do not belong here are counted, end their connection, and reach nobody:
-a browser, a scanner, a node of another cluster, a peer with a broken memory.
+a browser, a scanner, a node of another cluster, a peer with a broken memory. With a
+`sealer` all of it happens within TLS, and whoever comes without is refused, but for
+the command line on this machine.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -22,6 +25,7 @@ import trio
 from microos import limits, wire
 from microos.clock import Clock
 from microos.errors import RemoteProtocolError
+from microos.keyring import SealError
 from microos.net.handshake import (
     Bye,
     Connection,
@@ -44,6 +48,7 @@ from microos.net.notes import (
     LinkUp,
 )
 from microos.net.peer import Peer
+from microos.net.sealed import Sealer, SpoiltError
 from microos.types import Address, BootId, NodeId, Random
 from microos.wire import Channel, WrongClusterError
 
@@ -81,6 +86,7 @@ class Links:
         on_note: Called with every note, after what it tells has been done.
         on_control: Serves one connection of the command line; None refuses them.
         admit: Returns "" if this Hello is welcome, else one word why not (a–z and _).
+        sealer: Puts TLS around every connection; None: there is no secret, all is plain.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Links:
         on_note: Callable[[LinkNote], None],
         on_control: Callable[[Stream], Awaitable[None]] | None,
         admit: Callable[[Hello], str],
+        sealer: Sealer | None = None,
     ) -> None:
         self._me = me
         self._label = label
@@ -107,6 +114,7 @@ class Links:
         self._on_note = on_note
         self._on_control = on_control
         self._admit = admit
+        self._sealer = sealer
 
         self._nursery: trio.Nursery | None = None
         self._peers: dict[NodeId, Peer] = {}
@@ -283,7 +291,7 @@ class Links:
 
     async def _welcome(self, connection: Connection) -> None:
         """Find out who dialled, and be at its service."""
-        flags, link = 0, None
+        flags, link, refused = 0, None, False
         words, wait = b"", PART_TIMEOUT
         source = connection.stream.peer
         with self._clock.timeout_at(self._clock.now() + HANDSHAKE_TIMEOUT) as scope:
@@ -292,12 +300,21 @@ class Links:
                 self._counts["silent"] += 1  # A dial given up, or a balancer that looks for a port.
                 return
             try:
+                if self._sealer is not None and head.startswith(wire.TLS):
+                    await connection.seal(self._sealer.accept(), self._clock, head)
+                    head = await connection.first_bytes()
                 flags = unpack_first_bytes(head, self._label)
+                self._require_seal(connection, flags)
                 if not flags & wire.FLAG_CONTROL:
                     link, words = await self._answer(connection)
             except WrongClusterError:
                 self._foreign(source, "wrong_cluster")
                 words = wire.pack_preface(self._label) + link_frame(Bye("cluster"))
+            except SealError as error:
+                self._foreign(source, error.reason)
+                refused = True  # Of TLS it has been told by TLS.
+                if error.reason == "plain":
+                    words = wire.pack_preface(self._label) + link_frame(Bye("plain"))
             except RemoteProtocolError:
                 what = _describe(head)
                 self._foreign(source, what)
@@ -307,10 +324,33 @@ class Links:
             self._foreign(source, "silent")
         elif link is not None:
             await self._serve(link)
-        elif words:
+        elif words or refused:
             await self._take_leave(connection, words, wait)
         elif flags & wire.FLAG_CONTROL:
             await self._control(connection.stream)
+
+    def _require_seal(self, connection: Connection, flags: int) -> None:
+        """See that who comes without TLS may, and that a command line is no node.
+
+        Raises:
+            SealError: It may not.
+        """
+        if self._sealer is None:
+            return
+        wants_control = bool(flags & wire.FLAG_CONTROL)
+        if connection.peer is None:
+            if not (wants_control and self._is_local(connection.stream.peer)):
+                raise SealError("expected TLS, found a plain connection", reason="plain")
+        elif not (wants_control or connection.peer):
+            raise SealError(
+                "expected a node, found a command line's certificate", reason="unauthenticated"
+            )
+
+    def _is_local(self, source: Address) -> bool:
+        """Whether a connection has not left this machine: whoever is here may ask the node."""
+        return _is_loopback(source.host) and (
+            _is_loopback(here := self._me().address.host) or here in ("0.0.0.0", "::")
+        )
 
     async def _answer(self, connection: Connection) -> tuple[Link | None, bytes]:
         """Introduce ourselves to a dialler; return (the link, if it wants one, last words if not).
@@ -383,6 +423,8 @@ class Links:
         self._open[connection] = None
         is_kept = False
         try:
+            if self._sealer is not None:
+                await connection.seal(self._sealer.dial(), self._clock)
             begun = self._clock.now()
             answer = await introduce(connection, self._label, self._me())
             # No checkpoint from here on: nobody comes between the decision and the link.
@@ -391,11 +433,21 @@ class Links:
             rtt = self._clock.now() - begun
             is_kept = self._nursery is not None
             return self._decide(connection, answer, node, rtt)
+        except SpoiltError:
+            self._foreign(address, "unauthenticated")
+            return DialResult("rejected:unauthenticated")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return DialResult("reset")
         except WrongClusterError:
             self._foreign(address, "wrong_cluster")
             return DialResult("rejected:cluster")
+        except SealError as error:
+            self._foreign(address, error.reason)
+            if self._nursery is not None:
+                # It is told by TLS; a reset could overtake that.
+                is_kept = True
+                self._nursery.start_soon(self._dismiss, connection, b"")
+            return DialResult(f"rejected:{error.reason}")
         except RemoteProtocolError:
             self._foreign(address, "foreign")
             return DialResult("rejected:foreign")
@@ -446,6 +498,9 @@ class Links:
         if hello.label != me.label:
             self._foreign(connection.stream.peer, "wrong_cluster")
             objection = "cluster"
+        elif connection.peer is not None and connection.peer != hello.node:
+            self._foreign(connection.stream.peer, "unauthenticated")
+            objection = "identity"
         elif hello.node == me.node:
             objection = "self"
         elif not is_sound(hello.address):
@@ -562,6 +617,10 @@ class Links:
     def _foreign(self, source: Address, what: str) -> None:
         """Count what does not belong here; note it once per source and minute."""
         self._counts[what] += 1
+        self.note_foreign(source, what)
+
+    def note_foreign(self, source: Address, what: str) -> None:
+        """Note, once per source and minute, what does not belong here, datagrams included."""
         now = self._clock.now()
         if now < self._sources.get(source.host, now):
             return
@@ -591,4 +650,15 @@ def _describe(head: bytes) -> str:
     """Return what the first bytes of a connection were, if not ours."""
     if head[:4] in wire.HTTP_METHODS:
         return "http"
+    if head.startswith(wire.TLS):
+        return "sealed"
     return "malformed" if head[:2] == wire.MAGIC else "foreign"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)  # How a socket of both kinds says IPv4.
+    return bool((mapped or address).is_loopback)

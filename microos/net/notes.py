@@ -39,7 +39,8 @@ class Foreign(msgspec.Struct, frozen=True):
 
     source: Address
     what: str
-    """`http`, `foreign`, `malformed`, `silent` or `wrong_cluster`."""
+    """`http`, `foreign`, `malformed`, `silent`, `wrong_cluster`; about the seal: `plain`, `sealed`,
+    `unauthenticated`, and of datagrams `unknown_key`, `forged`, `replayed`."""
 
 
 LinkNote = LinkUp | LinkLost | DialFailed | Foreign
@@ -110,6 +111,12 @@ class LinkStatistics(msgspec.Struct, frozen=True, kw_only=True):
     http: int = 0
     silent: int = 0
     """Connections that said nothing in time."""
+    plain: int = 0
+    """Connections without TLS at a node that has a secret."""
+    sealed: int = 0
+    """Connections with TLS at a node that has none."""
+    unauthenticated: int = 0
+    """TLS with somebody who is not of this cluster, or not who it says."""
     control: int = 0
     """Connections of the command line."""
     skipped: int = 0

@@ -36,10 +36,12 @@ from microos.gossip.core import Gossip
 from microos.gossip.members import Me, Member, Remembered, State
 from microos.gossip.notes import LeaveDone
 from microos.hashing import label_hash, u64
+from microos.keyring import Keyring, parse_keys
 from microos.net.handshake import Hello
 from microos.net.links import Links
 from microos.net.network import Listener, Stream, Udp
 from microos.net.notes import Foreign, LinkLost, LinkNote, LinkStatistics
+from microos.net.sealed import Sealer
 from microos.node.consensus import Consensus
 from microos.node.founding import FILE as FOUNDING_FILE
 from microos.node.founding import Founder
@@ -143,6 +145,7 @@ class Lifecycle:
         self._on_control: Callable[[Stream], Awaitable[None]] | None = None
         self.counters: Counter[str] = Counter()
 
+        self._keyring: Keyring | None = None
         self._founder: Founder | None = None
         self._consensus: Consensus | None = None
         self._sessions: Sessions | None = None
@@ -173,6 +176,7 @@ class Lifecycle:
         self.boot = BootId(int.from_bytes(self.runtime.entropy(8), "big") | 1)
         self._label = label_hash(self.settings.cluster)
         self.name = self.settings.name or f"node-{self.node[:4]}"
+        sealer = self._unlock()
         listener, udp = await self._bind()
         self.address = listener.address
         wall_ms = int(self._clock.wall() * 1000)
@@ -196,6 +200,7 @@ class Lifecycle:
             on_note=self._link_note,
             on_control=self._on_control,
             admit=self._admit,
+            sealer=sealer,
         )
         self._membership = Membership(
             runtime=self.runtime,
@@ -204,6 +209,7 @@ class Lifecycle:
             label=self._label,
             udp=udp,
             links=self._links,
+            keyring=self._keyring,
             on_change=self._members_changed,
             on_note=self._gossip_note,
         )
@@ -244,6 +250,22 @@ class Lifecycle:
         except RemoteProtocolError:
             self.counters["members.file_unreadable"] += 1
             return None
+
+    def _unlock(self) -> Sealer | None:
+        """Make what seals datagrams and links of the secret; None without one."""
+        if self.settings.secret is None:
+            return None
+        # Here, because only who has a secret pays for OpenSSL, and before a socket opens.
+        from microos.net.tls import Tls
+
+        self._keyring = Keyring(parse_keys(self.settings.secret), self.settings.cluster)
+        return Tls(
+            self._keyring,
+            label=self.settings.cluster,
+            name=self.name,
+            node=self.node,
+            entropy=self.runtime.entropy,
+        )
 
     async def _bind(self) -> tuple[Listener, Udp]:
         """Open one port for streams and datagrams."""
@@ -869,5 +891,5 @@ def _os_reason(error: OSError) -> str:
 def _counters(links: LinkStatistics) -> Counter[str]:
     """Return the counters of all links under their names."""
     names = "accepted dialled dials_failed refused rejected lost foreign malformed wrong_cluster"
-    names += " http silent failures drops"
+    names += " plain sealed unauthenticated http silent failures drops"
     return Counter({f"links.{name}": getattr(links, name) for name in names.split()})

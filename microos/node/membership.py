@@ -1,5 +1,9 @@
 """Drives gossip: datagrams, link frames and dial results in; packets, dials and notes out.
 
+With a keyring datagrams are sealed, and one that does not open, or opens a second time,
+reaches nobody: it is counted, and noted once per source and minute. Which are new, and
+whether their sender lives at all, `contacts.py` finds out.
+
 Everything a turn of the gossip core asks for is done at once and without waiting
 (a datagram is sent or dropped, a frame is queued or dropped), so a turn is a
 plain function, called wherever something has happened. Only dials wait, each in
@@ -30,14 +34,22 @@ from microos.gossip.messages import (
     decode_link,
 )
 from microos.gossip.outbox import Dial
+from microos.keyring import Keyring, SealError
 from microos.net.links import Links
 from microos.net.network import Udp
 from microos.node.alarm import Alarm
+from microos.node.contacts import Contacts
 from microos.node.runtime import Runtime
 from microos.node.statistics import QueueStatistics
 from microos.storage.files import write_small
 from microos.types import Address, BootId, NodeId
-from microos.wire import Channel, WrongClusterError, pack_datagram, unpack_datagram
+from microos.wire import (
+    Channel,
+    Datagram,
+    WrongClusterError,
+    pack_datagram,
+    unpack_datagram,
+)
 
 MEMBER_FILE_INTERVAL = 10.0
 """Least time between two writes of the member file, unless numbers run out [s]."""
@@ -55,6 +67,7 @@ class Membership:
         label: int,
         udp: Udp,
         links: Links,
+        keyring: Keyring | None = None,
         on_change: Callable[[], None],
         on_note: Callable[[object], None],
     ) -> None:
@@ -65,6 +78,8 @@ class Membership:
         self._label = label
         self._udp = udp
         self._links = links
+        self._keyring = keyring
+        self._contacts = Contacts(boot, runtime.entropy)
         self._on_change = on_change
         self._on_note = on_note
         self._counter = 0
@@ -113,17 +128,48 @@ class Membership:
 
     def _datagram(self, data: bytes, source: Address) -> None:
         try:
-            packet = unpack_datagram(data, self._label)
-            messages, skipped = decode_datagram(packet.payload)
+            packet = unpack_datagram(data, self._label, self._keyring)
         except WrongClusterError:
-            self.counters["datagrams.wrong_cluster"] += 1
+            self._refuse(source, "wrong_cluster")
+            return
+        except SealError as error:
+            self._refuse(source, error.reason)
             return
         except RemoteProtocolError:
-            self.counters["datagrams.foreign"] += 1
+            self._refuse(source, "foreign")
+            return
+        if self._keyring is None:
+            self._packet(packet, source)
+            return
+        verdict = self._contacts.receive(packet, source)
+        if verdict.is_replay:
+            self._refuse(source, "replayed")
+        if verdict.contact:
+            self._send(verdict.contact, source, is_contact=True)
+        for taken in verdict.taken:
+            self._packet(*taken)
+
+    def _packet(self, packet: Datagram, source: Address) -> None:
+        """Take in one packet of a sender that is believed."""
+        try:
+            messages, skipped = decode_datagram(packet.payload)
+        except RemoteProtocolError:
+            self._refuse(source, "foreign")
             return
         self.counters["datagrams.skipped_messages"] += skipped
         sender = Sender(packet.sender, source, None)
         self._gossip.receive_batch(messages, sender, self._clock.now())
+
+    def _send(self, payload: bytes, to: Address, *, is_contact: bool = False) -> None:
+        self._counter += 1
+        packet = pack_datagram(
+            self._label, self._boot, self._counter, payload, self._keyring, is_contact=is_contact
+        )
+        self._udp.send(packet, to)
+
+    def _refuse(self, source: Address, what: str) -> None:
+        self.counters[f"datagrams.{what}"] += 1
+        self._links.note_foreign(source, what)
 
     def receive(self, body: bytes, node: NodeId, boot: BootId, address: Address) -> None:
         """Take in one gossip frame from a link.
@@ -157,8 +203,7 @@ class Membership:
             self._remember_awake.set()
         self._publish()
         for address, payload in effects.datagrams:
-            self._counter += 1
-            self._udp.send(pack_datagram(self._label, self._boot, self._counter, payload), address)
+            self._send(payload, address)
         for node, message in effects.streams:
             self._links.send(node, Channel.GOSSIP, encode(message))
         for dial in effects.dials:

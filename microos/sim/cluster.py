@@ -67,16 +67,37 @@ PATIENCE = 600.0
 """A scenario that has not ended by then waits for what will not come [s of world time]."""
 
 
-class Wires(SimulatedNetwork):
-    """The network, with an ear: counts what arrives, by what it is."""
+class Captured(msgspec.Struct, frozen=True):
+    """One packet, as somebody on the wires sees it."""
 
-    def __init__(self, world: World, weather: Weather) -> None:
+    kind: str
+    """`datagram` or `segment`."""
+    sender: str
+    receiver: str
+    data: bytes
+
+
+class Wires(SimulatedNetwork):
+    """The network, with an ear: counts what arrives, by what it is, and keeps it if told to.
+
+    Args:
+        sealed: Streams are TLS, whose bytes are OpenSSL's own chance; their sizes are not.
+            The trace has the sizes then, and a world with a secret replays as any other.
+    """
+
+    def __init__(self, world: World, weather: Weather, *, sealed: bool = False) -> None:
         super().__init__(world, weather)
+        self._sealed = sealed
+        self.captured: list[Captured] | None = None
+        """All that has arrived since `Cluster.capture`; None: not kept."""
         self.frames: Counter[tuple[str, str]] | None = None
         """(sender, kind) of all that arrived since `Cluster.count_frames`; None: not counted."""
 
     def delivered(self, kind: str, sender: str, receiver: str, data: bytes) -> None:
-        super().delivered(kind, sender, receiver, data)
+        hidden = self._sealed and kind == "segment"
+        super().delivered(kind, sender, receiver, b"%d" % len(data) if hidden else data)
+        if self.captured is not None:
+            self.captured.append(Captured(kind, sender, receiver, data))
         if self.frames is not None:
             self.frames.update((sender, one) for one in kinds_in(kind, data))
 
@@ -84,7 +105,8 @@ class Wires(SimulatedNetwork):
 def kinds_in(kind: str, data: bytes) -> Iterator[str]:
     """Return what one datagram or segment carries: `gossip.Ping`, `raft.Append`, `session`, …
 
-    A segment that begins within a frame longer than the window is a `part`.
+    A segment that begins within a frame longer than the window is a `part`, and so is
+    everything that is sealed.
     """
     try:
         if kind == "datagram":
@@ -204,7 +226,8 @@ class Cluster:
         self.world = World(seed)
         self.settings = settings or Settings.local()
         self.sync_ns = sync_ns
-        self.rules = Wires(self.world, weather or Weather(rare=False))
+        sealed = self.settings.secret is not None
+        self.rules = Wires(self.world, weather or Weather(rare=False), sealed=sealed)
         self.hub = MemoryNetwork(self.rules)
         self.notes: list[Note] = []
         self.machines = [Machine(self, number) for number in range(nodes)]
@@ -433,6 +456,11 @@ class Cluster:
         """Count what arrives from now on, by (sender, kind), in the value returned."""
         self.rules.frames = Counter()
         return self.rules.frames
+
+    def capture(self) -> list[Captured]:
+        """Keep every packet that arrives from now on in the value returned, in order."""
+        self.rules.captured = []
+        return self.rules.captured
 
     def stranger(self, name: str = "client") -> MemoryHost:
         """Return the network as a process sees it that is no node."""

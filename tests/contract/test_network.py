@@ -1,4 +1,7 @@
-"""What a `Network` promises, kept by real sockets on loopback and by the network in memory."""
+"""What a `Network` promises, kept by real sockets on loopback and by the network in memory.
+
+And what a `Stream` promises, kept by the streams of both with TLS around them.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,58 @@ import trio
 import trio.testing
 
 from microos import limits
+from microos.clock import SystemClock
+from microos.keyring import Keyring
 from microos.net.memory import MemoryNetwork
 from microos.net.network import Listener, Network, Stream
+from microos.net.sealed import Session, seal
 from microos.net.system import SystemNetwork
+from microos.net.tls import Tls
 from microos.types import Address
 
 ANY = Address("127.0.0.1", 0)
 
 
-@pytest.fixture(params=["system", "memory"])
+@pytest.fixture(params=["system", "memory", "system, sealed", "memory, sealed"])
 async def network(request: pytest.FixtureRequest) -> AsyncIterator[Network]:
+    kind, _, is_sealed = request.param.partition(", ")
     with trio.fail_after(10.0):
-        yield SystemNetwork() if request.param == "system" else MemoryNetwork().host("h")
+        network: Network = SystemNetwork() if kind == "system" else MemoryNetwork().host("h")
+        yield Sealed(network) if is_sealed else network
+
+
+class Sealed:
+    """A network whose `_connect` puts TLS around both ends."""
+
+    def __init__(self, network: Network) -> None:
+        self.udp = network.udp
+        self.dial = network.dial
+        self.listen = network.listen
+        self.resolve = network.resolve
+        self.tls = Tls(
+            Keyring((b"k" * 32,), "l"),
+            label="l",
+            name="n",
+            node="1",
+            entropy=lambda size: b"e" * size,
+        )
 
 
 async def _connect(network: Network) -> tuple[Listener, Stream, Stream]:
     listener = await network.listen(ANY)
-    ours = await network.dial(listener.address)
-    return listener, ours, await listener.accept()
+    ours: Stream = await network.dial(listener.address)
+    theirs: Stream = await listener.accept()
+    if isinstance(network, Sealed):
+        ends: list[Stream] = [ours, theirs]
+
+        async def wrap(end: int, session: Session) -> None:
+            ends[end] = await seal(ends[end], session, SystemClock())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wrap, 0, network.tls.dial())
+            nursery.start_soon(wrap, 1, network.tls.accept())
+        ours, theirs = ends
+    return listener, ours, theirs
 
 
 async def _end(*things: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,9 +20,11 @@ from microos.errors import ConflictError, LeaseLostError, NoQuorumError, Unavail
 from microos.gossip.members import Member
 from microos.gossip.members import State as MemberState
 from microos.hashing import label_hash
+from microos.keyring import Keyring
 from microos.net.handshake import Hello
 from microos.net.links import Links
 from microos.net.network import Network
+from microos.net.tls import Tls
 from microos.node.statistics import NodeStatistics, QueueStatistics
 from microos.node.watch import Watch, Watchers
 from microos.types import Address, BootId, FencingToken, Incarnation, NodeId
@@ -164,11 +167,26 @@ class FakeNode:
 
 @asynccontextmanager
 async def serving(
-    node: FakeNode, network: Network, *, label: str = "local"
+    node: FakeNode,
+    network: Network,
+    *,
+    label: str = "local",
+    key: bytes | None = None,
+    bound: str = "127.0.0.1",
 ) -> AsyncIterator[Address]:
-    """Give a node a port, where links and control connections arrive as at a real one."""
+    """Give a node a port, where links and control connections arrive as at a real one.
+
+    Args:
+        key: The node wants everything sealed with it.
+        bound: Where the node believes that it is bound.
+    """
     listener = await network.listen(Address("127.0.0.1", 0))
-    me = Hello(NodeId("f" * 32), BootId(1), "a", listener.address, label)
+    me = Hello(NodeId("f" * 32), BootId(1), "a", Address(bound, listener.address.port), label)
+    sealer = None
+    if key is not None:
+        sealer = Tls(
+            Keyring((key,), label), label=label, name="a", node=me.node, entropy=os.urandom
+        )
     links = Links(
         lambda: me,
         label=label_hash(label),
@@ -180,6 +198,7 @@ async def serving(
         on_note=lambda note: None,
         on_control=node.server.serve,
         admit=lambda hello: "",
+        sealer=sealer,
     )
     try:
         async with trio.open_nursery() as nursery:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
@@ -9,8 +9,14 @@ from tests.net.nodes import World
 
 
 @pytest.fixture
-async def world(nursery: trio.Nursery) -> AsyncIterator[World]:
+def keys() -> Sequence[bytes]:
+    """The keys of all nodes; a module that wants them sealed has a fixture of its own."""
+    return ()
+
+
+@pytest.fixture
+async def world(nursery: trio.Nursery, keys: Sequence[bytes]) -> AsyncIterator[World]:
     """A network in memory; ask for `autojump_clock` beside it. Checks all invariants at the end."""
-    world = World(nursery)
+    world = World(nursery, keys)
     yield world
     world.check()

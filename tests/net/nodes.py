@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from microos.clock import SystemClock
 from microos.hashing import label_hash
+from microos.keyring import Keyring
 from microos.net.handshake import Hello
 from microos.net.links import Links
 from microos.net.memory import MemoryNetwork, PlainRules
 from microos.net.network import Network, Stream
 from microos.net.notes import Foreign, LinkLost, LinkNote, LinkUp
+from microos.net.tls import Tls
 from microos.types import Address, BootId, NodeId
 from microos.wire import Channel
 
@@ -23,7 +25,15 @@ LATENCY = 0.001
 class Node:
     """One process: its links, and all it was told."""
 
-    def __init__(self, world: World, name: str, boot: int, network: Network, label: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        boot: int,
+        network: Network,
+        label: str,
+        keyring: Keyring | None = None,
+    ) -> None:
         self.world = world
         self.node = NodeId(name)
         self.boot = BootId(boot)
@@ -47,6 +57,17 @@ class Node:
             on_note=self.notes.append,
             on_control=self._control,
             admit=lambda hello: self.refuse,
+            sealer=None if keyring is None else self.tls(keyring),
+        )
+
+    def tls(self, keyring: Keyring) -> Tls:
+        """Return this node's side of handshakes."""
+        return Tls(
+            keyring,
+            label=self.label,
+            name="",
+            node=self.node,
+            entropy=random.Random(self.boot).randbytes,
         )
 
     def hello(self) -> Hello:
@@ -92,9 +113,14 @@ class Node:
 
 
 class World:
-    """Nodes on hosts `h1`, `h2`, … that all reach each other."""
+    """Nodes on hosts `h1`, `h2`, … that all reach each other.
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    Args:
+        keys: Of every node that is given no others; none: links are plain.
+    """
+
+    def __init__(self, nursery: trio.Nursery, keys: Sequence[bytes] = ()) -> None:
+        self.keys = keys
         self.rules = PlainRules(SystemClock(), latency=LATENCY)
         self.network = MemoryNetwork(self.rules)
         self.addresses: dict[NodeId, Address] = {}
@@ -102,11 +128,18 @@ class World:
         self._nursery = nursery
 
     async def node(
-        self, name: str, boot: int, *, label: str = "test", network: Network | None = None
+        self,
+        name: str,
+        boot: int,
+        *,
+        label: str = "test",
+        network: Network | None = None,
+        keys: Sequence[bytes] | None = None,
     ) -> Node:
         """Start a node; a second one of a name takes the place of the first, on its host."""
         host = network or self.network.host(name)
-        node = Node(self, name, boot, host, label)
+        chosen = self.keys if keys is None else keys
+        node = Node(self, name, boot, host, label, Keyring(chosen, label) if chosen else None)
         await self._nursery.start(node.run)
         self.nodes.append(node)
         return node

@@ -65,7 +65,7 @@ async def assert_alive(world: World, node: Node) -> None:
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "http"),
         (b"PRI * HTTP/2.0\r\n\r\n", "http"),
-        (b"\x16\x03\x01\x02\x00\x01", "foreign"),
+        (b"\x16\x03\x01\x02\x00\x01", "sealed"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "foreign"),
         (b"\x00" * 100, "foreign"),
         (wire.pack_preface(LABEL + 1), "wrong_cluster"),
