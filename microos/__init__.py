@@ -2,9 +2,13 @@
 
     import microos
 
-    async with microos.open(seeds=["127.0.0.1:7946"]) as node:
-        async with node.sync.lock("ledger") as lease:
-            await node.config.set("ledger.closed", True)
+    orders = microos.Service("orders")
+
+    @orders.rpc
+    async def place(order: Order) -> Receipt: ...
+
+    async with microos.open(orders, seeds=["127.0.0.1:7946"]) as node:
+        receipt = await node.call(charge, "o-1", "4711", 995)
 
 Importing this brings in neither trio nor the node: the names that need them are
 loaded on first use (PEP 562), so that a command line or a program that only
@@ -39,9 +43,22 @@ from microos.settings import Settings
 
 # The façade is imported by nobody inside, so these closings of circles close none.
 if TYPE_CHECKING:
-    from microos._open import Node, open
+    from microos._open import Node, current_node, open
+    from microos.router.middleware import middleware
+    from microos.service.current import Call, current_call
+    from microos.service.remote import remote
+    from microos.service.service import Service
 else:
-    _LATE = {"Node": "microos._open", "open": "microos._open"}
+    _LATE = {
+        "Call": "microos.service.current",
+        "Node": "microos._open",
+        "Service": "microos.service.service",
+        "current_call": "microos.service.current",
+        "current_node": "microos._open",
+        "middleware": "microos.router.middleware",
+        "open": "microos._open",
+        "remote": "microos.service.remote",
+    }
 
     def __getattr__(name: str) -> object:
         """Load a late name on first use and keep it."""
@@ -57,6 +74,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Call",
     "CircuitOpenError",
     "ConflictError",
     "LeaseLostError",
@@ -71,11 +89,16 @@ __all__ = [
     "RejectedError",
     "RemoteError",
     "RemoteProtocolError",
+    "Service",
     "Settings",
     "SettingsError",
     "StorageError",
     "UnauthorizedError",
     "UnavailableError",
     "UncertainError",
+    "current_call",
+    "current_node",
+    "middleware",
     "open",
+    "remote",
 ]

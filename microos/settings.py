@@ -56,6 +56,7 @@ _Number = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 _DatagramSize = Annotated[int, Meta(ge=1200, le=1400)]
 # Half a frame, so that the heads of many small entries still fit beside them.
 _AppendSize = Annotated[int, Meta(ge=64 * limits.KIB, le=limits.FRAME_MAX // 2)]
+_Memory = Annotated[int, Meta(ge=limits.MIB, le=1 << 40)]
 _Weight = Annotated[int, Meta(ge=1, le=limits.RING_WEIGHT_MAX)]
 _EntrySize = Annotated[int, Meta(ge=limits.COMMAND_MAX, le=1024 * limits.MIB)]
 _Secret = Annotated[str | None, SECRET]
@@ -238,6 +239,42 @@ class RingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KvSettings:
+    """The store."""
+
+    timeout: _Seconds = 5.0
+    """How long an operation may take if its caller does not say [s]."""
+
+    memory: _Memory = 256 * 1024 * 1024
+    """What this node's copies may take [bytes]. A put that needs more is refused."""
+
+    compare_interval: _Seconds = 5.0
+    """Time between two comparisons of copies with another owner [s]. Lower repairs sooner what
+    nobody reads, at 8 KiB per comparison."""
+
+    drop_grace: _Seconds = 10.0
+    """How long a copy that is no longer this node's is kept at least [s]. At least 2 `timeout`."""
+
+    tombstone_window: _Seconds = 3600.0
+    """How long a deleted key leaves a trace at least [s]: who was away longer brings nothing
+    back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RpcSettings:
+    """Calls."""
+
+    timeout: _Seconds = 5.0
+    """How long a call may take if neither its caller nor its endpoint says [s]."""
+
+    grace: _Pause = 10.0
+    """How long handlers that run may go on while the node leaves [s]."""
+
+    remote_traceback: bool = False
+    """Whether a handler's traceback travels to its caller: helpful at home, telling elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything one node is told at start. Presets: `local()`, `lan()`, `wan()`."""
 
@@ -267,7 +304,9 @@ class Settings:
     gossip: GossipSettings = field(default_factory=GossipSettings)
     raft: RaftSettings = field(default_factory=RaftSettings)
     sync: SyncSettings = field(default_factory=SyncSettings)
+    rpc: RpcSettings = field(default_factory=RpcSettings)
     ring: RingSettings = field(default_factory=RingSettings)
+    kv: KvSettings = field(default_factory=KvSettings)
 
     @classmethod
     def local(cls, **changes: Any) -> "Settings":
@@ -361,7 +400,9 @@ SECTIONS = {
     "gossip": GossipSettings,
     "raft": RaftSettings,
     "sync": SyncSettings,
+    "rpc": RpcSettings,
     "ring": RingSettings,
+    "kv": KvSettings,
 }
 
 EXPLANATION = """\
@@ -388,7 +429,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "leave_timeout": 0.5,
         },
         "raft": {"election_timeout_max": 0.3, "heartbeat_interval": 0.03},
-        "ring": {"replace_after": 3.0},
+        "rpc": {"remote_traceback": True},
+        "ring": {"replace_after": 3.0, "batch_window": 0.3, "batch_window_max": 1.0},
+        "kv": {"compare_interval": 2.0},
     },
     "lan": {},
     "wan": {
@@ -421,7 +464,9 @@ def _preset(name: str, changes: Mapping[str, Any]) -> Settings:
     sections: dict[str, Any] = {
         "gossip": GossipSettings(**preset.get("gossip", {})),
         "raft": RaftSettings(**preset.get("raft", {})),
+        "rpc": RpcSettings(**preset.get("rpc", {})),
         "ring": RingSettings(**preset.get("ring", {})),
+        "kv": KvSettings(**preset.get("kv", {})),
     }
     return Settings(**{**sections, **changes})
 
@@ -563,7 +608,8 @@ def _faults_of_the_secret(secret: str) -> Iterator[str]:
 
 
 def _faults_of_timing(settings: Settings) -> Iterator[str]:
-    gossip, raft, sync, ring = settings.gossip, settings.raft, settings.sync, settings.ring
+    gossip, raft, sync = settings.gossip, settings.raft, settings.sync
+    ring, kv = settings.ring, settings.kv
     election = raft.election_timeout_max
     e = f"raft.election_timeout_max = {election:g} s"
     relations = (
@@ -592,6 +638,12 @@ def _faults_of_timing(settings: Settings) -> Iterator[str]:
             "ring.batch_window",
             ring.batch_window <= ring.batch_window_max,
             f"at most ring.batch_window_max = {ring.batch_window_max:g} s",
+        ),
+        ("kv.drop_grace", kv.drop_grace >= 2 * kv.timeout, f"at least twice {kv.timeout:g} s"),
+        (
+            "kv.tombstone_window",
+            kv.tombstone_window >= 10 * ring.replace_after,
+            f"at least 10 times ring.replace_after = {ring.replace_after:g} s",
         ),
     )
     for name, holds, wanted in relations:

@@ -106,20 +106,17 @@ class Calls:
     """All calls of one node, both ways.
 
     Args:
-        me: This node.
         send: Gives one frame to the links: (node, channel, body, bulk) -> whether it was taken.
         observe: Told what handlers of our own raise: (source, note).
     """
 
     def __init__(
         self,
-        me: NodeId,
         *,
         clock: Clock,
         send: Send,
         observe: Callable[[str, object], None],
     ) -> None:
-        self.me = me
         self._clock = clock
         self._send = send
         self._observe = observe
@@ -135,12 +132,12 @@ class Calls:
         self._alarm = Alarm(clock, lambda: self._next, self._wake)
         self.draining = False
         self.refused = 0
-        self._make_own()
 
-    def _make_own(self) -> None:
-        here, there = _Peer(self.me, self._ids), _Peer(self.me, self._ids)
+    def open(self, me: NodeId) -> None:
+        """Say who this node is: calls to it stay in the house."""
+        here, there = _Peer(me, self._ids), _Peer(me, self._ids)
         here.other, there.other = there, here
-        self._peers[self.me] = here
+        self._peers[me] = here
 
     # Serving.
 

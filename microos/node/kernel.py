@@ -6,14 +6,19 @@ sockets, cores or drivers: it announces, submits commands, reads, and is told.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from microos.gossip.members import Member
+from microos.node.calls import Handler, Inline, Outcome
 from microos.node.runtime import Runtime
 from microos.node.sessions import Session
 from microos.node.statistics import QueueStatistics
 from microos.raft.machine import Machine
+from microos.ring.epochs import RingState
+from microos.ring.planner import Report
+from microos.ring.ring import Owner, Ring
+from microos.rpc.messages import Reply
 from microos.types import NodeId
 
 
@@ -48,6 +53,53 @@ class Kernel(Protocol):
 
         `told` gets each event the machine returns on this node, in log order.
         """
+
+    def serve(self, endpoint: str, handler: Handler) -> None:
+        """Answer calls of `endpoint` by `handler`, each in its task; refused while leaving."""
+
+    def serve_inline(self, endpoint: str, handler: Inline) -> None:
+        """Answer requests of our own at once: bounded, never waiting, also while leaving."""
+
+    def post(
+        self,
+        node: NodeId,
+        endpoint: str,
+        body: bytes,
+        deadline: float,
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        """Make one attempt without waiting for it; `done` gets the outcome; return its cancel."""
+
+    async def attempt(
+        self,
+        node: NodeId,
+        endpoint: str,
+        body: bytes,
+        deadline: float,
+        *,
+        attempt: int = 1,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Make one attempt at one node; errors as the callee raised them, or of the attempt."""
+
+    @property
+    def owner(self) -> Owner:
+        """This process as the ring names it; from the start on."""
+
+    def ring(self) -> tuple[Ring, RingState]:
+        """Return the ring as this node has applied it, and its state."""
+
+    def on_ring(self, told: Callable[[], None]) -> None:
+        """Call `told` after each change of `ring()`."""
+
+    def report(self, report: Report) -> None:
+        """Tell the leader which copies of this node are whole."""
+
+    def on_start(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run `task` beside the node from its start on."""
+
+    def on_leave(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Let `task` end before the node leaves the group; the node bounds it."""
 
     def add_queues(self, queues: Callable[[], tuple[QueueStatistics, ...]]) -> None:
         """List a feature's queues in the node's statistics."""

@@ -40,12 +40,17 @@ from microos.keyring import Keyring, parse_keys
 from microos.net.handshake import Hello
 from microos.net.links import Links
 from microos.net.network import Listener, Stream, Udp
-from microos.net.notes import Foreign, LinkLost, LinkNote, LinkStatistics
+from microos.net.notes import DialFailed, Foreign, LinkLost, LinkNote, LinkStatistics, LinkUp
 from microos.net.sealed import Sealer
+from microos.node.calls import Calls, Handler, Inline, Later, Outcome
 from microos.node.consensus import Consensus
 from microos.node.founding import FILE as FOUNDING_FILE
 from microos.node.founding import Founder
 from microos.node.membership import Membership
+from microos.node.ownership import NUMBER as RING
+from microos.node.ownership import OwnershipMachine
+from microos.node.participation import ENDPOINT as REPORT
+from microos.node.participation import Participation
 from microos.node.patience import once_there_is_room
 from microos.node.runtime import Runtime
 from microos.node.sessions import Session, Sessions
@@ -60,6 +65,10 @@ from microos.raft.entry import HardState, Persist, SnapshotMark, Token
 from microos.raft.log import Log
 from microos.raft.machine import Machine
 from microos.raft.notes import BecameLeader, LeaderChanged
+from microos.ring.epochs import RingState
+from microos.ring.planner import Report
+from microos.ring.ring import Owner, Ring
+from microos.rpc.messages import Reply
 from microos.settings import Settings, is_loopback
 from microos.storage.files import (
     DamagedError,
@@ -83,6 +92,12 @@ STATE_CLUSTER = 1
 
 PORT_TRIES = 16
 """How often a free port is looked for that serves datagrams and streams alike."""
+
+RING_TIMEOUT = 5.0
+"""For a command that changes the ring [s]."""
+
+HAND_OVER_TIMEOUT = 15.0
+"""Longest wait until what a leaving node keeps is with others [s]."""
 
 LEAVE_TIMEOUT = 5.0
 """Longest wait for the group to let a leaving voter go [s]."""
@@ -144,6 +159,24 @@ class Lifecycle:
         self._queues: list[Callable[[], tuple[QueueStatistics, ...]]] = []
         self._on_control: Callable[[Stream], Awaitable[None]] | None = None
         self.counters: Counter[str] = Counter()
+        self._on_start: list[Callable[[], Awaitable[None]]] = []
+        self._on_leave: list[Callable[[], Awaitable[None]]] = []
+        self._on_ring: list[Callable[[], None]] = []
+        self.calls = Calls(clock=self._clock, send=self._send_call, observe=runtime.observe)
+        self._ownership = OwnershipMachine(self._ring_changed)
+        self.register(self._ownership, self._told_of_ring)
+        self._participation = Participation(
+            clock=self._clock,
+            settings=settings.ring,
+            machine=self._ownership,
+            members=self.members,
+            score=lambda: self._membership.score,
+            leads=lambda: self._consensus is not None and self._consensus.leads(),
+            submit=lambda command: self.submit(RING, command, timeout=RING_TIMEOUT),
+            say=self._say,
+            observe=lambda note: self._note("ring", note),
+        )
+        self.serve_inline(REPORT, self._reported)
 
         self._keyring: Keyring | None = None
         self._founder: Founder | None = None
@@ -213,12 +246,17 @@ class Lifecycle:
             on_change=self._members_changed,
             on_note=self._gossip_note,
         )
+        self.calls.open(self.node)
+        self._participation.begin()
         await self._resolve_seeds()
+        nursery.start_soon(self.calls.run)
         nursery.start_soon(self._links.run, listener)
         nursery.start_soon(self._membership.run)
         if not self._resolved.is_set():
             nursery.start_soon(self._keep_resolving)
         nursery.start_soon(self._live, log)
+        for task in self._on_start:
+            nursery.start_soon(task)
 
     @property
     def node(self) -> NodeId:
@@ -521,6 +559,7 @@ class Lifecycle:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sessions.run)
             nursery.start_soon(steward.run)
+            nursery.start_soon(self._participation.proposer.run)
             nursery.start_soon(self._become_ready)
             await consensus.run()
             nursery.cancel_scope.cancel()
@@ -568,6 +607,8 @@ class Lifecycle:
             case Channel.GOSSIP:
                 known = self._membership.address_of(node) or Address("", 0)
                 self._membership.receive(body, node, boot, known)
+            case Channel.RPC:
+                self.calls.receive(body, node, boot)
             case Channel.RAFT if self._consensus is not None:
                 self._consensus.receive(body, node)
             case Channel.SESSION if self._sessions is not None:
@@ -582,11 +623,17 @@ class Lifecycle:
                 self.counters["frames.too_early"] += 1
 
     def _link_note(self, note: LinkNote) -> None:
-        if isinstance(note, LinkLost):
-            self._membership.link_lost(note.node, note.boot, note.clean)
-            self._look_for_evidence(note)
-        if isinstance(note, Foreign):
-            self.counters["links.foreign"] += 1
+        match note:
+            case LinkUp():
+                self.calls.link_up(note.node, note.boot)
+            case LinkLost():
+                self._membership.link_lost(note.node, note.boot, note.clean)
+                self._look_for_evidence(note)
+                self.calls.link_lost(note.node, note.boot)
+            case DialFailed():
+                self.calls.dial_failed(note.node, note.outcome)
+            case Foreign():
+                self.counters["links.foreign"] += 1
         self._note("links", note)
 
     def _look_for_evidence(self, lost: LinkLost) -> None:
@@ -612,8 +659,21 @@ class Lifecycle:
 
     def _members_changed(self) -> None:
         self._hear()
+        self._participation.proposer.hurry()
         for told in self._on_members:
             told()
+
+    def _ring_changed(self, ring: Ring) -> None:
+        self._participation.proposer.hurry()
+        for told in self._on_ring:
+            told()
+
+    def _told_of_ring(self, event: object) -> None:
+        if not isinstance(event, Restored):
+            self._note("ring", event)
+
+    def _reported(self, body: bytes, sender: NodeId, later: Later) -> bytes:
+        return self._participation.reported(body, sender)
 
     def _event(self, machine: int, event: object) -> None:
         told = self._told.get(machine)
@@ -640,6 +700,7 @@ class Lifecycle:
             if isinstance(note, BecameLeader | LeaderChanged):
                 self._sessions.hurry()
                 self._steward.hurry()
+                self._participation.proposer.hurry()
         self._note("raft", note)
 
     def _note(self, source: str, note: object) -> None:
@@ -647,6 +708,12 @@ class Lifecycle:
 
     def _send(self, node: NodeId, channel: Channel, body: bytes) -> bool:
         return self._links.send(node, channel, body)
+
+    def _send_call(self, node: NodeId, channel: Channel, body: bytes, *, bulk: bool) -> bool:
+        return self._links.send(node, channel, body, bulk=bulk)
+
+    def _say(self, kind: int, body: bytes) -> None:
+        self._membership.ask(lambda gossip, now: gossip.set_state(kind, body, now))
 
     def _send_raft(self, node: NodeId, channel: Channel, body: bytes) -> bool:
         # All of them, so that none overtakes another; appends are split, so none is long.
@@ -681,6 +748,60 @@ class Lifecycle:
     def register(self, machine: Machine, told: Callable[[object], None]) -> None:
         self._machines.append(machine)
         self._told[machine.number] = told
+
+    def serve(self, endpoint: str, handler: Handler) -> None:
+        self.calls.serve(endpoint, handler)
+
+    def serve_inline(self, endpoint: str, handler: Inline) -> None:
+        self.calls.serve_inline(endpoint, handler)
+
+    def post(
+        self,
+        node: NodeId,
+        endpoint: str,
+        body: bytes,
+        deadline: float,
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        return self.calls.post(node, endpoint, body, deadline, done)
+
+    async def attempt(
+        self,
+        node: NodeId,
+        endpoint: str,
+        body: bytes,
+        deadline: float,
+        *,
+        attempt: int = 1,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Reply:
+        return await self.calls.attempt(
+            node, endpoint, body, deadline, attempt=attempt, metadata=metadata
+        )
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.node, self.boot)
+
+    def ring(self) -> tuple[Ring, RingState]:
+        return self._ownership.ring(), self._ownership.state
+
+    def on_ring(self, told: Callable[[], None]) -> None:
+        self._on_ring.append(told)
+
+    def report(self, report: Report) -> None:
+        leader = self._consensus.leader if self._consensus is not None else None
+        if leader == self.node:
+            self._participation.proposer.report(report)
+        elif leader is not None:
+            deadline = self._clock.now() + RING_TIMEOUT
+            self.calls.post(leader, REPORT, encode(report), deadline, _ignore)
+
+    def on_start(self, task: Callable[[], Awaitable[None]]) -> None:
+        self._on_start.append(task)
+
+    def on_leave(self, task: Callable[[], Awaitable[None]]) -> None:
+        self._on_leave.append(task)
 
     def add_queues(self, queues: Callable[[], tuple[QueueStatistics, ...]]) -> None:
         self._queues.append(queues)
@@ -740,7 +861,8 @@ class Lifecycle:
     # Leaving.
 
     async def leave(self) -> None:
-        """Hand over what this node leads, be let go by the group, tell everyone, hang up."""
+        """Hand over what this node keeps and leads, be let go, tell everyone, hang up."""
+        await self._drain()
         self._leaving = True
         others = [m for m in self.members() if m.state == State.ALIVE and m.node != self.node]
         with self._clock.timeout_at(self._clock.now() + LEAVE_TIMEOUT):
@@ -751,6 +873,16 @@ class Lifecycle:
                 await self._wait_let_go()
                 await self._leave_told.wait()
         await self._links.bye(self.settings.gossip.leave_timeout)
+
+    async def _drain(self) -> None:
+        """Begin no more handlers, let those that run end, hand over what is kept here."""
+        now = self._clock.now()
+        self._participation.end()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.calls.drain, now + self.settings.rpc.grace)
+            with self._clock.timeout_at(now + HAND_OVER_TIMEOUT):
+                for task in self._on_leave:
+                    await task()
 
     async def _hand_over(self) -> None:
         """Give leadership to a voter that stays, the one that has most of the log."""
@@ -837,7 +969,7 @@ class Lifecycle:
             )
             for link in links.links
         ]
-        for part in (self._founder, self._consensus, self._snapshots):
+        for part in (self.calls, self._founder, self._consensus, self._snapshots):
             if part is not None:
                 queues += part.queues()
         configuration = status.configuration if status is not None else None
@@ -880,6 +1012,10 @@ def is_literal(seed: str) -> bool:
     except ValueError:
         return is_loopback(seed)
     return True
+
+
+def _ignore(outcome: object) -> None:
+    """A report that did not arrive is followed by the next."""
 
 
 def _os_reason(error: OSError) -> str:

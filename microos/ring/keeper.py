@@ -555,6 +555,10 @@ class Keeper:
         self._armed[number] = operation.at
         self._timers.add(number, operation.at)
 
+    def leave(self, now: float) -> None:
+        """Hand over what is no longer this node's at once, without grace."""
+        self.upkeep.hurry(now)
+
     # What it says of itself.
 
     @property

@@ -40,6 +40,9 @@ acknowledged is lost with that owner, but not with the move."""
 
 PURGE_INTERVAL = 60.0
 
+HURRIED_GRACE = 0.2
+"""How long a leaving node keeps a slot that is no longer its own [s]."""
+
 
 class Fill:
     """One copy that is not whole."""
@@ -109,6 +112,13 @@ class Upkeep:
     def foreign(self) -> int:
         """How many slots are kept that are not this node's."""
         return len(self._foreign)
+
+    def hurry(self, now: float) -> None:
+        """Let go of what is not ours without grace: this node is leaving."""
+        if self._drop_grace > HURRIED_GRACE:
+            self._drop_grace = HURRIED_GRACE
+            self._foreign.clear()
+            self._find_foreign(now)
 
     # What happens.
 

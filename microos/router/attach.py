@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from microos.discovery.discovery import Discovery
 from microos.node.kernel import Kernel
-from microos.router.call import Send
 from microos.router.middleware import CallMiddleware
 from microos.router.router import Router
 
@@ -15,16 +13,8 @@ TIMEOUT = 5.0
 """For calls whose endpoint and caller say nothing [s]. Never infinite by default."""
 
 
-class CallingKernel(Kernel, Protocol):
-    """A kernel that makes calls."""
-
-    @property
-    def attempt(self) -> Send:
-        """Make one attempt at one node."""
-
-
 def attach(
-    kernel: CallingKernel,
+    kernel: Kernel,
     discovery: Discovery,
     middleware: Sequence[CallMiddleware] = (),
     *,

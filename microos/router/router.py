@@ -59,7 +59,6 @@ class Router:
             middleware=middleware,
             timeout=timeout,
         )
-        self._look()
         # After discovery, which is told first and has the new instances by then.
         kernel.on_members(self._look)
 

@@ -15,8 +15,9 @@ from microos.discovery.attach import attach as attach_discovery
 from microos.discovery.record import ServiceRecord
 from microos.errors import MicroosError, RejectedError, UnavailableError, UncertainError
 from microos.gossip.members import Member, State
+from microos.node.kernel import Kernel
 from microos.node.runtime import Runtime
-from microos.router.attach import CallingKernel, attach
+from microos.router.attach import attach
 from microos.router.middleware import CallMiddleware
 from microos.router.policy import Policy
 from microos.router.router import Router
@@ -182,7 +183,7 @@ def router_on(
     kernel: FakeKernel, *middleware: CallMiddleware, policy: Policy | None = None
 ) -> Router:
     """Return a router on a fake kernel."""
-    fake = cast(CallingKernel, kernel)
+    fake = cast(Kernel, kernel)
     router = attach(fake, attach_discovery(fake), middleware)
     if policy is not None:
         router.apply("*", policy)

@@ -55,7 +55,7 @@ class Shop:
 
 def refused(load: Load | None = None) -> UnavailableError:
     error = UnavailableError("refused", reason="connection_refused")
-    error.load = load  # type: ignore[attr-defined]
+    error.load = load
     return error
 
 
@@ -89,7 +89,7 @@ def test_an_instance_that_came_back_starts_slowly(count: int) -> None:
 def test_any_answer_tells_the_queue() -> None:
     shop = Shop(3)
     no = RejectedError("no")
-    no.load = Load(8, 1)  # type: ignore[attr-defined]
+    no.load = Load(8, 1)
 
     shop.ask(0, no)
     shop.ask(1, refused(Load(6, 1)))

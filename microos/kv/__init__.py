@@ -1,0 +1,1 @@
+"""The store: typed buckets in memory, replicated over the ring."""

@@ -1,0 +1,287 @@
+"""Where the store's core meets the node: requests over calls, time, members, the ring.
+
+    bucket ─▶ run ─▶ Keeper ─▶ asks ─▶ kernel.post ─▶ ... ─▶ kernel.serve_inline ─▶ Keeper.serve
+      ▲                 │ done
+      └── rescheduled ──┘
+
+Requests of other nodes are answered in the reader that brought them (`house.md` 1.9):
+they are bounded and never wait, but for atomic writes, which are answered later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from microos import limits
+from microos.codec import encode
+from microos.errors import MicroosError, NoQuorumError, RemoteProtocolError, UnavailableError
+from microos.gossip.members import State
+from microos.node.alarm import Alarm
+from microos.node.calls import Later, Outcome
+from microos.node.kernel import Kernel
+from microos.node.statistics import QueueStatistics
+from microos.ring.epochs import frozen, thawed
+from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up
+from microos.ring.messages import decode_answer, decode_request
+from microos.ring.planner import Report
+from microos.ring.ring import Ring, slot_set
+from microos.rpc.messages import Reply
+from microos.settings import KvSettings
+from microos.types import NodeId
+
+ENDPOINT = "microos.kv"
+
+REPORT_GAP = 0.25
+"""Least time between two reports to the leader [s]."""
+
+REPORT_AGAIN = 1.0
+"""While slots are joint a report is repeated: the leader may be a new one [s]."""
+
+LOOK = 0.05
+"""How often a leaving node looks whether everything is handed over [s]."""
+
+
+class Keeping:
+    """The store of one node."""
+
+    def __init__(self, kernel: Kernel, settings: KvSettings) -> None:
+        self._kernel = kernel
+        self._settings = settings
+        self._clock = kernel.runtime.clock
+        self._keeper: Keeper | None = None
+        self._waiting: dict[int, Callable[[object], None]] = {}
+        self._later: dict[int, Later] = {}
+        self._handle = 0
+        self._pumping = False
+        self._reported: tuple[int, int] = (0, 0)
+        self._news = trio.Event()
+        self._moved = trio.Event()
+        self._alarm = Alarm(self._clock, self._deadline, self._wake)
+        kernel.serve_inline(ENDPOINT, self._request)
+        kernel.on_members(self._members_changed)
+        kernel.on_ring(self._ring_changed)
+        kernel.on_start(self._run)
+        kernel.on_leave(self._leave)
+        kernel.add_queues(self._queues)
+
+    # Life.
+
+    async def _run(self) -> None:
+        settings, now = self._settings, self._clock.now()
+        self._keeper = Keeper(
+            self._kernel.owner,
+            KeeperSettings(
+                size_max=settings.memory,
+                compare_interval=settings.compare_interval,
+                drop_grace=settings.drop_grace,
+                tombstone_window=settings.tombstone_window,
+            ),
+            random=self._kernel.runtime.random("kv"),
+            now=now,
+            wall=self._clock.wall(),
+        )
+        self._members_changed()
+        self._ring_changed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._alarm.run)
+            nursery.start_soon(self._report)
+
+    async def wait_ready(self) -> None:
+        """Wait until there is a ring, and this node's own copies are whole; without a bound."""
+        while not self.is_ready:
+            self._moved = trio.Event()
+            await self._moved.wait()
+
+    @property
+    def is_ready(self) -> bool:
+        keeper = self._keeper
+        return keeper is not None and keeper.ring.number > 0 and not keeper.upkeep.filling
+
+    async def _leave(self) -> None:
+        """Wait until no slot is this node's and nothing is kept that others lack."""
+        keeper = self._keeper
+        while keeper is not None:
+            keeper.leave(self._clock.now())
+            others = [member for member in keeper.ring.members if member.node != keeper.me.node]
+            if not any(keeper.is_up(member.owner) for member in others):
+                return
+            if not keeper.ring.slots_of(keeper.me) and not keeper.upkeep.foreign:
+                return
+            await self._clock.sleep_until(self._clock.now() + LOOK)
+
+    # What the node tells.
+
+    def _members_changed(self) -> None:
+        keeper = self._keeper
+        if keeper is not None:
+            boots = {
+                member.node: member.boot
+                for member in self._kernel.members()
+                if member.state in (State.ALIVE, State.SUSPECT)
+            }
+            keeper.receive(Up(boots), self._clock.now())
+            self._pump(keeper)
+
+    def _ring_changed(self) -> None:
+        keeper = self._keeper
+        if keeper is not None:
+            ring, state = self._kernel.ring()
+            self._turn(keeper, ring, frozen(state))
+
+    def _turn(self, keeper: Keeper, ring: Ring, state: bytes) -> None:
+        keeper.receive(Moved(ring, state), self._clock.now())
+        self._pump(keeper)
+
+    # Operations.
+
+    async def run(self, begin: Callable[[Keeper, float], int]) -> object:
+        """Run one operation of the keeper; return its result.
+
+        Args:
+            begin: Begins it, given the keeper and the time; returns its number.
+
+        Raises:
+            MicroosError: What the operation came to.
+        """
+        keeper = self._keeper
+        if keeper is None:
+            raise NoQuorumError("the node has not started yet", reason="replicas")
+        # Hot path: the task is parked and rescheduled, without an event or a channel.
+        task = trio.lowlevel.current_task()
+        results: list[object] = []
+        parked = False
+
+        def done(result: object) -> None:
+            results.append(result)
+            if parked:
+                trio.lowlevel.reschedule(task)
+
+        number = begin(keeper, self._clock.now())
+        self._waiting[number] = done
+        self._pump(keeper)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._waiting.pop(number, None)
+            keeper.cancel(number)
+            self._pump(keeper)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if not results:
+            parked = True
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        if isinstance(results[0], MicroosError):
+            raise results[0]
+        return results[0]
+
+    def _request(self, body: bytes, sender: NodeId, later: Later) -> bytes | None:
+        """Answer a request of another node.
+
+        Raises:
+            RemoteProtocolError: It is none.
+        """
+        keeper = self._keeper
+        request = decode_request(body)
+        if keeper is None:
+            raise RemoteProtocolError("expected a node that has started, found one that has not")
+        self._handle += 1
+        answer = keeper.serve(request, sender, self._clock.now(), self._handle)
+        if answer is None:
+            self._later[self._handle] = later
+        if keeper.has_effects:
+            self._pump(keeper)
+        return None if answer is None else encode(answer)
+
+    # Turns of the keeper.
+
+    def _pump(self, keeper: Keeper) -> None:
+        """Do what the keeper wants done, until it wants nothing more."""
+        if self._pumping:
+            return
+        self._pumping = True
+        while keeper.has_effects:
+            effects = keeper.take()
+            for ask in effects.asks:
+                self._ask(keeper, ask)
+            for number, result in effects.done:
+                done = self._waiting.pop(number, None)
+                if done is not None:
+                    done(result)
+            for handle, answer in effects.answers:
+                self._later.pop(handle)(encode(answer))
+            for state in effects.fetched:
+                self._fetched(keeper, state)
+        self._pumping = False
+        self._moved.set()
+        revision, ready = keeper.report()
+        if (revision, len(ready)) != self._reported:
+            self._news.set()
+        self._alarm.moved()
+
+    def _ask(self, keeper: Keeper, ask: Ask) -> None:
+        token = ask.token
+
+        def done(outcome: Outcome) -> None:
+            now = self._clock.now()
+            if isinstance(outcome, Reply):
+                try:
+                    keeper.receive(Told(token, decode_answer(outcome.body)), now)
+                except RemoteProtocolError:
+                    keeper.receive(Silent(token, True), now)
+            else:
+                keeper.receive(Silent(token, not isinstance(outcome, UnavailableError)), now)
+            self._pump(keeper)
+
+        self._kernel.post(ask.owner.node, ENDPOINT, encode(ask.request), ask.deadline, done)
+
+    def _fetched(self, keeper: Keeper, state: bytes) -> None:
+        try:
+            ring = thawed(state).ring(keeper.ring)
+        except RemoteProtocolError:
+            return  # It is asked for again.
+        keeper.receive(Moved(ring, state), self._clock.now())
+
+    def _deadline(self) -> float:
+        return self._keeper.deadline if self._keeper is not None else float("inf")
+
+    def _wake(self) -> None:
+        if self._keeper is not None:
+            self._keeper.wake(self._clock.now())
+            self._pump(self._keeper)
+
+    async def _report(self) -> None:
+        """Tell the leader which copies are whole, when that changes, and again while it matters."""
+        keeper = self._keeper
+        assert keeper is not None
+        while True:
+            revision, ready = keeper.report()
+            self._reported = (revision, len(ready))
+            self._news = trio.Event()
+            if ready:
+                self._kernel.report(Report(keeper.me, revision, slot_set(ready)))
+            await self._clock.sleep_until(self._clock.now() + REPORT_GAP)
+            if ready:
+                with self._clock.timeout_at(self._clock.now() + REPORT_AGAIN):
+                    await self._news.wait()
+            else:
+                await self._news.wait()
+
+    # What it says of itself.
+
+    @property
+    def keeper(self) -> Keeper:
+        """The core, for looks at it.
+
+        Raises:
+            NoQuorumError: The node has not started yet.
+        """
+        if self._keeper is None:
+            raise NoQuorumError("the node has not started yet", reason="replicas")
+        return self._keeper
+
+    def _queues(self) -> tuple[QueueStatistics, ...]:
+        size = self._keeper.in_flight if self._keeper is not None else 0
+        return (QueueStatistics("kv.operations", size, limits.KV_OPERATIONS_MAX, "refuse", 0),)
