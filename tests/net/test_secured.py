@@ -166,9 +166,9 @@ async def test_a_command_line_gets_no_link(world: World, autojump_clock: MockClo
 
     connection = await stranger(world, node)
     await connection.seal(tls(identity.CONTROL).dial(), SystemClock())
-    await connection.stream.send_all(OPENING)
-    await everything(connection.stream)
+    answer = await introduce(connection, LABEL, HELLO)
 
+    assert answer == Bye("identity")
     assert node.ups == []
     assert node.strangers == ["unauthenticated"]
 

@@ -162,6 +162,14 @@ def test_a_recording_is_never_taken_in_twice_nor_of_who_is_gone(
             assert all(sender == other.boot for sender, _ in node.taken[heard:])
 
 
+def test_a_question_for_somebody_else_is_not_answered() -> None:
+    a, b, c = Node(1), Node(2), Node(3)
+    question = b.answer(a.say())
+
+    assert c.hear(question) == Verdict()
+    assert a.hear(question).contact
+
+
 def test_our_own_words_are_none_of_anothers() -> None:
     a = Node(1)
 
