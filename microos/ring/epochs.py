@@ -434,10 +434,7 @@ def _settled(
     members = state.members if members is None else members
     owners = _owners(current, next)
     newest = dict(state.newest)
-    for member in members:
-        # Of a boot that is known already the first incarnation is enough, and stays.
-        if member.node not in newest or newest[member.node][1] != member.boot:
-            newest[member.node] = (member.incarnation, member.boot)
+    newest.update({m.node: (m.incarnation, m.boot) for m in members})
     nodes = sorted({*(member.node for member in members), *(owner.node for owner in owners)})
     return msgspec.structs.replace(
         state,

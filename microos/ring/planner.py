@@ -49,7 +49,10 @@ from microos.settings import RingSettings
 from microos.types import BootId, Incarnation, NodeId, Revision
 
 SETTLE_GAP = 0.25
-"""Least time between two settling commands, and before a refused command's successor [s]."""
+"""Least time between two looks for slots to settle, and before a failed command's successor [s]."""
+
+REPORTS_MAX = 4 * limits.RING_MEMBERS_MAX
+"""Kept at once: members and former ones, some in two boots."""
 
 REMOVAL_WINDOW = 60.0
 """Within this time at most a minority is removed as dead [s]."""
@@ -123,6 +126,8 @@ class Planner:
         self._score = 0
         self._missing: dict[NodeId, float] = {}
         """Members of the ring that gossip does not know, and since when."""
+        self._owners: dict[Owner, None] = {}
+        """Of any slot, now."""
         self._reports: dict[Owner, Report] = {}
         self._wish: tuple[tuple[Member, ...], tuple[Owner, ...]] | None = None
         """Members and gone owners to propose once their window has closed."""
@@ -133,7 +138,8 @@ class Planner:
         """The dead that the last proposal leaves out."""
         self._removed: deque[float] = deque()
         """When members were removed as dead."""
-        self._settled_at = -inf
+        self._settle_at = -inf
+        """When slots to settle may be looked for again."""
         self._rest_until = -inf
         self._flying = False
         """Whether a command is under way."""
@@ -197,20 +203,23 @@ class Planner:
             self._removing = ()
             self._wish = None
         self._state = state
-        owners = dict.fromkeys(state.owners())
+        self._owners = dict.fromkeys(state.owners())
         self._reports = {
-            owner: report
-            for owner, report in self._reports.items()
-            if owner in owners or report.revision > state.revision
+            owner: report for owner, report in self._reports.items() if self._is_of_use(report)
         }
 
     def _on_report(self, report: Report) -> None:
         known = self._reports.get(report.owner)
-        if len(report.synced) != SET_BYTES or (known and known.revision > report.revision):
+        if len(report.synced) != SET_BYTES or not self._is_of_use(report):
             return
-        if known is None and len(self._reports) >= 2 * limits.RING_MEMBERS_MAX:
+        if known is None and len(self._reports) >= REPORTS_MAX:
             return
-        self._reports[report.owner] = report
+        if known is None or known.revision <= report.revision:
+            self._reports[report.owner] = report
+
+    def _is_of_use(self, report: Report) -> bool:
+        """Whether it is of an owner, or of one that knows a newer ring in which it may be."""
+        return report.owner in self._owners or report.revision > self._state.revision
 
     def _note_missing(self, now: float) -> None:
         self._missing = {
@@ -312,7 +321,7 @@ class Planner:
     def _left(self) -> tuple[Owner, ...]:
         """Return the owners that have left since they were last proposed."""
         found = []
-        for owner in self._state.owners():
+        for owner in self._owners:
             view = self._views.get(owner.node)
             if view is None or view.state != "left" or self._is_old(view):
                 continue
@@ -332,10 +341,11 @@ class Planner:
         joint = state.joint()
         if not joint:
             return None
-        if now < self._settled_at + SETTLE_GAP:
-            self._look_at(self._settled_at + SETTLE_GAP)
+        if now < self._settle_at:
+            self._look_at(self._settle_at)
             return None
-        living = {owner: self._is_living(owner) for owner in state.owners()}
+        self._settle_at = now + SETTLE_GAP
+        living = {owner: self._is_living(owner) for owner in self._owners}
         synced = {
             owner: (report.revision, int.from_bytes(report.synced, "little"))
             for owner, report in self._reports.items()
@@ -356,7 +366,6 @@ class Planner:
                 lossy.append(slot)
         if not slots:
             return None
-        self._settled_at = now
         return Settle(slot_set(slots), state.revision, slot_set(lossy) if lossy else b"")
 
     def _is_living(self, owner: Owner) -> bool:
@@ -371,7 +380,9 @@ class Planner:
     def check(self) -> None:
         """Assert all invariants."""
         assert self._command is None or self._flying
-        assert len(self._reports) <= 2 * limits.RING_MEMBERS_MAX
+        assert len(self._reports) <= REPORTS_MAX
+        assert all(self._is_of_use(report) for report in self._reports.values())
+        assert list(self._owners) == list(self._state.owners())
         assert list(self._removed) == sorted(self._removed)
         assert all(node not in self._views for node in self._missing)
         assert self._wish is None or self._wish_since <= self._wish_changed

@@ -29,7 +29,7 @@ def sources(count: int) -> int:
 
 
 class Votes:
-    """The votes of one operation on one slot. Cost: about 1 µs to make, 0.3 µs per vote."""
+    """The votes of one operation on one slot. Cost of two votes and all: 1.4 µs, joint 3 µs."""
 
     __slots__ = ("_masks", "_no", "_owners", "_wanted", "_yes")
 

@@ -413,6 +413,15 @@ def test_states_that_differ_in_anything_differ_in_their_bytes() -> None:
     assert len({frozen(one) for one in [state, *others]}) == len(changes) + 1
 
 
+@pytest.mark.parametrize("field", [4, 5, 6])
+def test_rows_and_positions_of_fewer_slots_are_no_state(field: int) -> None:
+    parts = msgspec.msgpack.decode(frozen(Log().propose("abcd").state))
+    parts[field] = parts[field][: len(parts[field]) // 2]
+
+    with pytest.raises(RemoteProtocolError):
+        thawed(encode(parts))
+
+
 LAST = Log().propose("abcd").propose("ab2cde").state
 FROZEN = frozen(LAST)
 

@@ -113,6 +113,18 @@ def test_keys_are_spread_evenly_in_the_worst_of_twenty_clusters() -> None:
 
 
 @pytest.mark.slow
+def test_the_caps_are_reached_and_never_passed() -> None:
+    primaries, copies = [], []
+    for number in range(20):
+        found = table(cluster(Random(number), 10), 3)
+        primaries.append(max(Counter(row[0] for row in found).values()))
+        copies.append(max(owned(found).values()))
+
+    # A tenth of 1024 and of 3072, and a tenth more, rounded up.
+    assert (max(primaries), max(copies)) == (113, 338)
+
+
+@pytest.mark.slow
 @pytest.mark.criterion("KV-5")
 def test_twice_the_weight_gets_twice_the_keys() -> None:
     seed = seed_of("carts")

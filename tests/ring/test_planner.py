@@ -193,6 +193,14 @@ def test_a_change_taken_back_in_time_makes_no_epoch() -> None:
     assert leader.run(30.0) == []
 
 
+def test_a_refuted_accusation_is_no_change() -> None:
+    leader = ring_of("abc")
+    leader.see("b", "suspect")
+    leader.see("b", incarnation=2)
+
+    assert leader.run(30.0) == []
+
+
 def test_a_new_weight_is_a_change() -> None:
     leader = ring_of("abc")
     leader.see("b", weight=3)
@@ -360,9 +368,10 @@ def test_most_of_the_ring_is_not_removed_at_once() -> None:
     leader = ring_of("abcde")
     for name in "cde":
         leader.see(name, "dead")
-        leader.run(1.0)
+        leader.run(3.0)
 
     assert leader.run(60.0) == [Pause(REMOVALS)]
+    assert leader.members() == "abcde"
     assert leader.notes == [RemovalsHeld((NodeId("c"), NodeId("d"), NodeId("e")), 2)]
     assert leader.run(600.0) == []
 
@@ -376,6 +385,15 @@ def test_nor_one_after_the_other() -> None:
     leader.see("e", "dead")
 
     assert leader.run(20.0) == [Pause(REMOVALS)]
+
+
+def test_a_second_of_five_may_follow_the_first() -> None:
+    leader = ring_of("abcde")
+    for name in "cd":
+        leader.see(name, "dead")
+        leader.run(20.0)
+
+    assert leader.members() == "abe"
 
 
 def test_a_minute_later_the_limit_is_counted_anew() -> None:
@@ -431,6 +449,15 @@ def test_who_an_operator_says_is_gone_is_left_out_at_once_and_may_return() -> No
     assert leader.members() == "abcd"
 
 
+def test_a_gone_member_is_not_waited_for_whatever_gossip_says() -> None:
+    leader = ring_of("abcd")
+    leader.see("d", "suspect")
+    leader.apply(Gone((owner("d"),)))
+    leader.run(2.0)
+
+    assert leader.members() == "abc"
+
+
 # Settling.
 
 
@@ -475,12 +502,30 @@ def test_the_dead_are_not_waited_for_and_a_quorum_is() -> None:
         assert len(living) < wanted(3)
 
 
+def test_an_owner_newer_than_what_gossip_knows_is_waited_for() -> None:
+    leader = ring_of("abc")
+    leader.see("b", boot=2)
+    leader.run(1.0)
+    leader.see("b", "dead", boot=1)
+    for name in "ac":
+        leader.report(owner(name))
+    leader.run(5.0)
+    assert leader.state.joint()
+
+    leader.report(owner("b", 2))
+    leader.run(1.0)
+
+    assert leader.state.joint() == ()
+
+
 def test_a_report_counts_only_for_positions_its_sender_knew() -> None:
     leader = joining()
+    joint = len(leader.state.joint())
     everything = b"\xff" * SET_BYTES
     for name in "abcd":
         leader.report(owner(name), everything, revision=leader.state.revision - 1)
-    assert leader.run(5.0) == []
+    leader.run(5.0)
+    assert len(leader.state.joint()) == joint
 
     for name in "abcd":
         leader.report(owner(name), everything)
@@ -491,13 +536,14 @@ def test_a_report_counts_only_for_positions_its_sender_knew() -> None:
 
 def test_the_newest_report_of_an_owner_counts() -> None:
     leader = joining()
-    revision = leader.state.revision
+    joint, revision = len(leader.state.joint()), leader.state.revision
     for name in "abcd":
         leader.report(owner(name), bytes(SET_BYTES), revision + 1)
         leader.report(owner(name), b"\xff" * SET_BYTES, revision)
         leader.report(owner(name), b"\xff", revision + 2)
 
-    assert leader.run(5.0) == []
+    leader.run(5.0)
+    assert len(leader.state.joint()) == joint
 
 
 def test_settling_comes_in_bunches() -> None:
