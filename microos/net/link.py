@@ -51,6 +51,9 @@ LINGER = 2.0
 WRITE_MAX = 256 * limits.KIB
 """Coalesced into one write [bytes]; a larger frame goes alone."""
 
+EARLY_FRAMES = 16
+"""So many frames leave before the turn is over, so that the other end begins with them."""
+
 CONTROL_FRAMES_MAX = 16
 """Probes and Acks waiting on one link. A peer that probes without reading gets no more."""
 
@@ -92,6 +95,10 @@ class Link:
         self._heard = self._since
         self._scope = trio.CancelScope()
         self._awake = trio.Event()
+        self._idle = False
+        """Whether the writer waits for something to write."""
+        self._unsent = b""
+        """What did not leave of an early write."""
         self._control: deque[bytes] = deque()
         self._farewell = ""
         self._deaf = False
@@ -186,11 +193,14 @@ class Link:
         try:
             while not self.over and not self.said_bye:
                 frames = self._gather()
-                if not frames:
+                if not (frames or self._unsent):
                     self._awake = trio.Event()
+                    self._idle = True
                     await self._awake.wait()
+                    self._idle = False
                     continue
-                data = b"".join(frames)
+                data = self._unsent + b"".join(frames)
+                self._unsent = b""
                 await self.stream.send_all(data)
                 self._frames_out += len(frames)
                 self._bytes_out += len(data)
@@ -212,6 +222,22 @@ class Link:
     def wake(self) -> None:
         """Say that there is something to write."""
         self._awake.set()
+        outbox = self.outbox
+        early = self._idle and self.stream.sends_at_once
+        if early and outbox is not None and len(outbox) >= EARLY_FRAMES:
+            self._write_early(outbox)
+
+    def _write_early(self, outbox: Outbox) -> None:
+        """Write within the turn what can be written without waiting."""
+        if self._unsent or self._control or self._farewell or self.over:
+            return
+        frames = outbox.take(WRITE_MAX)
+        data = b"".join(frames)
+        sent = self.stream.send_nowait(data)
+        self._unsent = data[sent:]
+        self._frames_out += len(frames)
+        self._bytes_out += sent
+        self._writes += 1
 
     def tell(self, frame: bytes) -> None:
         """Queue one frame of the link itself, before all others."""

@@ -45,6 +45,15 @@ class Stream(Protocol):
             trio.ClosedResourceError: It was closed here.
         """
 
+    sends_at_once: bool
+    """Whether `send_nowait` is worth a try."""
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send what can be sent at once; return how many bytes that was. 0 is always right.
+
+        Never while `send_all` is under way; never raises for the connection's sake.
+        """
+
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return 1..max_bytes bytes, or b"" at the orderly end.
 
