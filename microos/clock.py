@@ -40,9 +40,13 @@ class SystemClock:
 
     def __init__(self, spawn: Callable[..., None] | None = None) -> None:
         self._spawn = spawn or trio.lowlevel.spawn_system_task
+        self._read: Callable[[], float] | None = None
 
     def now(self) -> float:
-        return trio.current_time()
+        # Hot path, several times a call: the loop's own clock is looked up once.
+        if self._read is None:
+            self._read = trio.lowlevel.current_clock().current_time
+        return self._read()
 
     def wall(self) -> float:
         return time.time()

@@ -95,6 +95,10 @@ BODY_MAX = {
 }
 
 
+CHANNELS = {int(channel): (channel, BODY_MAX[channel]) for channel in Channel}
+"""What each number on the wire means, and its longest body."""
+
+
 class WrongClusterError(RemoteProtocolError):
     """The bytes belong to a cluster of another name."""
 
@@ -195,7 +199,11 @@ class FrameReader:
     """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._parts: list[bytes] = []
+        """What has come of the frame that is not whole yet."""
+        self._size = 0
+        self._wanted = limits.FRAME_HEAD
+        """How much of it is worth a look."""
         self.skipped = 0
         """Frames of channels we do not know, marked skippable."""
 
@@ -205,35 +213,40 @@ class FrameReader:
         Raises:
             RemoteProtocolError: The stream cannot be trusted any further.
         """
-        self._buffer += data
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size < self._wanted:
+            return []
+        data = b"".join(self._parts) if len(self._parts) > 1 else data
         frames: list[tuple[Channel, bytes]] = []
-        at = 0
-        while len(self._buffer) - at >= limits.FRAME_HEAD:
-            length, number, flags, _, check = _FRAME.unpack_from(self._buffer, at)
+        at, size = 0, len(data)
+        self._wanted = limits.FRAME_HEAD
+        while size - at >= limits.FRAME_HEAD:
+            length, number, flags, _, check = _FRAME.unpack_from(data, at)
             channel = self._channel(number, flags, length)
             end = at + limits.FRAME_HEAD + length
-            if len(self._buffer) < end:
+            if size < end:
+                self._wanted = end - at
                 break
-            body = bytes(self._buffer[at + limits.FRAME_HEAD : end])
-            if crc32(body, crc32(bytes(self._buffer[at : at + 8]))) != check:
+            body = data[at + limits.FRAME_HEAD : end]
+            if crc32(body, crc32(data[at : at + 8])) != check:
                 raise RemoteProtocolError("expected an intact frame, found a wrong checksum")
             if channel is None:
                 self.skipped += 1
             else:
                 frames.append((channel, body))
             at = end
-        del self._buffer[:at]
+        rest = data[at:]
+        self._parts = [rest] if rest else []
+        self._size = len(rest)
         return frames
 
     @staticmethod
     def _channel(number: int, flags: int, length: int) -> Channel | None:
-        try:
-            channel = Channel(number)
-        except ValueError:
-            if not flags & FLAG_SKIPPABLE:
-                raise RemoteProtocolError(f"expected a known channel, found {number}") from None
-            channel = None
-        limit = limits.FRAME_MAX if channel is None else BODY_MAX[channel]
+        known = CHANNELS.get(number)
+        if known is None and not flags & FLAG_SKIPPABLE:
+            raise RemoteProtocolError(f"expected a known channel, found {number}")
+        channel, limit = known or (None, limits.FRAME_MAX)
         if not 0 < length <= limit:
             raise RemoteProtocolError(
                 f"expected a frame of 1..{limit} bytes on channel {number}, found {length}"

@@ -21,22 +21,24 @@ class Outbox:
         self._urgent: deque[bytes] = deque()
         self._normal: deque[bytes] = deque()
         self._bulk: deque[bytes] = deque()
+        self._count = 0
         self.size_bytes = 0
         self.drops = 0
         """Frames refused or thrown away."""
 
     def __len__(self) -> int:
-        return len(self._urgent) + len(self._normal) + len(self._bulk)
+        return self._count
 
     def put(self, frame: bytes, *, urgent: bool = False, bulk: bool = False) -> bool:
         """Queue one packed frame; return False, and count it, if the box is full."""
         if (
-            len(self) >= limits.LINK_OUTBOX_FRAMES
+            self._count >= limits.LINK_OUTBOX_FRAMES
             or self.size_bytes + len(frame) > limits.LINK_OUTBOX_BYTES
         ):
             self.drops += 1
             return False
         (self._urgent if urgent else self._bulk if bulk else self._normal).append(frame)
+        self._count += 1
         self.size_bytes += len(frame)
         return True
 
@@ -54,6 +56,7 @@ class Outbox:
                 taken.append(queue.popleft())
             if queue:
                 break  # Nothing may overtake what did not fit.
+        self._count -= len(taken)
         self.size_bytes -= size
         return taken
 
@@ -63,11 +66,12 @@ class Outbox:
         self._urgent.clear()
         self._normal.clear()
         self._bulk.clear()
+        self._count = 0
         self.size_bytes = 0
 
     def check(self) -> None:
         """Assert all invariants."""
         frames = (*self._urgent, *self._normal, *self._bulk)
         assert self.size_bytes == sum(len(frame) for frame in frames)
-        assert len(frames) <= limits.LINK_OUTBOX_FRAMES
+        assert len(frames) == self._count <= limits.LINK_OUTBOX_FRAMES
         assert self.size_bytes <= limits.LINK_OUTBOX_BYTES

@@ -35,7 +35,7 @@ from microos.errors import (
 from microos.node.alarm import Alarm
 from microos.node.statistics import QueueStatistics
 from microos.rpc.core import Connection
-from microos.rpc.effects import Answered, Cancelled, Failed, Loaded
+from microos.rpc.effects import NOTHING, Answered, Cancelled, Failed, Loaded
 from microos.rpc.effects import Incoming as Arrived
 from microos.rpc.messages import Load, Reply
 from microos.types import BootId, NodeId
@@ -195,6 +195,9 @@ class Calls:
             return _nothing
         peer.waiting[id] = done
         self._pump(peer)
+        if deadline < self._next:
+            self._next = deadline
+            self._alarm.moved()
 
         def cancel() -> None:
             if peer.waiting.pop(id, None) is not None:
@@ -305,7 +308,7 @@ class Calls:
         connection = peer.connection
         while True:
             effects = connection.take()
-            if not (effects.frames or effects.chunks or effects.events):
+            if effects is NOTHING:
                 break
             for frame in effects.frames:
                 self._forward(peer, frame, bulk=False)
@@ -331,10 +334,6 @@ class Calls:
                     case Loaded():
                         pass  # Nobody waits for it any more.
         peer.pumping = False
-        deadline = connection.deadline
-        if deadline < self._next:
-            self._next = deadline
-            self._alarm.moved()
 
     def _forward(self, peer: _Peer, frame: bytes, *, bulk: bool) -> None:
         if peer.other is not None:
@@ -350,19 +349,18 @@ class Calls:
         """End what has expired, on all connections."""
         now = self._clock.now()
         self._next = inf
-        for peer in list(self._peers.values()):
-            self._wake_one(peer, now)
-            if peer.other is not None:
-                self._wake_one(peer.other, now)
-
-    def _wake_one(self, peer: _Peer, now: float) -> None:
-        if peer.connection.deadline <= now:
-            peer.connection.wake(now)
-        self._pump(peer)
+        for peer in self._ends():
+            if peer.connection.deadline <= now:
+                peer.connection.wake(now)
+                self._pump(peer)
+        self._next = min((peer.connection.deadline for peer in self._ends()), default=inf)
 
     # Handlers.
 
     def _arrived(self, peer: _Peer, call: Arrived) -> None:
+        if call.deadline < self._next:
+            self._next = call.deadline
+            self._alarm.moved()
         inline = self._inline.get(call.endpoint)
         if inline is not None:
             try:

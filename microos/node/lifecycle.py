@@ -42,7 +42,7 @@ from microos.net.links import Links
 from microos.net.network import Listener, Stream, Udp
 from microos.net.notes import DialFailed, Foreign, LinkLost, LinkNote, LinkStatistics, LinkUp
 from microos.net.sealed import Sealer
-from microos.node.calls import Calls, Handler, Inline, Later, Outcome
+from microos.node.calls import Calls, Later
 from microos.node.consensus import Consensus
 from microos.node.founding import FILE as FOUNDING_FILE
 from microos.node.founding import Founder
@@ -68,7 +68,6 @@ from microos.raft.notes import BecameLeader, LeaderChanged
 from microos.ring.epochs import RingState
 from microos.ring.planner import Report
 from microos.ring.ring import Owner, Ring
-from microos.rpc.messages import Reply
 from microos.settings import Settings, is_loopback
 from microos.storage.files import (
     DamagedError,
@@ -163,6 +162,8 @@ class Lifecycle:
         self._on_leave: list[Callable[[], Awaitable[None]]] = []
         self._on_ring: list[Callable[[], None]] = []
         self.calls = Calls(clock=self._clock, send=self._send_call, observe=runtime.observe)
+        self.serve, self.serve_inline = self.calls.serve, self.calls.serve_inline
+        self.post, self.attempt = self.calls.post, self.calls.attempt
         self._ownership = OwnershipMachine(self._ring_changed)
         self.register(self._ownership, self._told_of_ring)
         self._participation = Participation(
@@ -603,12 +604,13 @@ class Lifecycle:
 
     def _frame(self, channel: Channel, node: NodeId, boot: BootId, body: bytes) -> None:
         """Hand a frame to whom it is for; what does not decode ends the link."""
+        if channel is Channel.RPC:  # Most frames by far.
+            self.calls.receive(body, node, boot)
+            return
         match channel:
             case Channel.GOSSIP:
                 known = self._membership.address_of(node) or Address("", 0)
                 self._membership.receive(body, node, boot, known)
-            case Channel.RPC:
-                self.calls.receive(body, node, boot)
             case Channel.RAFT if self._consensus is not None:
                 self._consensus.receive(body, node)
             case Channel.SESSION if self._sessions is not None:
@@ -748,36 +750,6 @@ class Lifecycle:
     def register(self, machine: Machine, told: Callable[[object], None]) -> None:
         self._machines.append(machine)
         self._told[machine.number] = told
-
-    def serve(self, endpoint: str, handler: Handler) -> None:
-        self.calls.serve(endpoint, handler)
-
-    def serve_inline(self, endpoint: str, handler: Inline) -> None:
-        self.calls.serve_inline(endpoint, handler)
-
-    def post(
-        self,
-        node: NodeId,
-        endpoint: str,
-        body: bytes,
-        deadline: float,
-        done: Callable[[Outcome], None],
-    ) -> Callable[[], None]:
-        return self.calls.post(node, endpoint, body, deadline, done)
-
-    async def attempt(
-        self,
-        node: NodeId,
-        endpoint: str,
-        body: bytes,
-        deadline: float,
-        *,
-        attempt: int = 1,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Reply:
-        return await self.calls.attempt(
-            node, endpoint, body, deadline, attempt=attempt, metadata=metadata
-        )
 
     @property
     def owner(self) -> Owner:

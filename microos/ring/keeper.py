@@ -362,8 +362,8 @@ class Keeper:
     def _did(self, code: int, version: bytes = b"", error: MicroosError | None = None) -> Did:
         revision, stamp = self.ring.revision, self.stamps.peek(self.now)
         if error is None:
-            return Did(int(code), revision, stamp, version)
-        return Did(int(code), revision, stamp, b"", type(error).__name__, error.reason, str(error))
+            return Did(code, revision, stamp, version)
+        return Did(code, revision, stamp, b"", type(error).__name__, error.reason, str(error))
 
     # The four verbs.
 

@@ -25,7 +25,6 @@ MessagePack arrays `[kind, …]`. Every request begins with what all have:
 An `Answer` is small and says what the requester must know before it may count it.
 """
 
-from enum import IntFlag
 from typing import Annotated
 
 import msgspec
@@ -42,8 +41,8 @@ _U64 = Annotated[int, msgspec.Meta(ge=0)]
 _Stamp = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
-class Code(IntFlag):
-    """Why an answer counts, or does not."""
+class Code:
+    """Why an answer counts, or does not: bits of a plain int, looked at for every answer."""
 
     OK = 0
     NEWER_SLOT = 1

@@ -167,7 +167,7 @@ class Replica:
     def _answer(
         self, code: int, now: float, entry: bytes | None = None, promised: bytes = b""
     ) -> Answer:
-        return Answer(int(code), self.ring.revision, self.stamps.peek(now), entry, promised)
+        return Answer(code, self.ring.revision, self.stamps.peek(now), entry, promised)
 
     def _code(self, slot: int, revision: int) -> int:
         """Return how the asker's ring and this one differ where it matters."""
@@ -272,16 +272,16 @@ class Replica:
                     unsynced.append(slot)
         revision, stamp = self.ring.revision, self.stamps.peek(now)
         code = Code.BEHIND if request.revision > revision else Code.OK
-        return Compared(int(code), revision, stamp, tuple(equal), tuple(different), tuple(unsynced))
+        return Compared(code, revision, stamp, tuple(equal), tuple(different), tuple(unsynced))
 
     def _list(self, request: List, now: float) -> Listing:
         slot, store = request.slot, self.store
-        code = int(self._code(slot, request.revision))
+        code = self._code(slot, request.revision)
         revision, stamp = self.ring.revision, self.stamps.peek(now)
         if code:
             return Listing(code, revision, stamp)
         if slot not in self.synced:
-            code = int(Code.UNSYNCED)
+            code = Code.UNSYNCED
         if store.digest(slot) == request.digest:
             return Listing(code, revision, stamp, equal=True)
         names = store.names(slot, request.after, limits.KV_PAGE_NAMES)

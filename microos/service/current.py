@@ -10,8 +10,7 @@ sibling tasks, so what lifespan sets is not reliably seen in requests
 but `current_node` decides by it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -89,15 +88,23 @@ def closed(node: Any) -> None:
     nodes.pop(node, None)
 
 
-@contextmanager
-def answering(node: Any, call: Call) -> Iterator[None]:
-    """Make `node` and `call` the current ones, and its deadline that of calls made inside."""
-    on = _node.set(node)
-    by = _call.set(call)
-    at = current_deadline.set(call.deadline)
-    try:
-        yield
-    finally:
-        current_deadline.reset(at)
-        _call.reset(by)
-        _node.reset(on)
+class answering:
+    """A block in which `node` and `call` are the current ones, its deadline that of calls made.
+
+    A class and no generator: every call of a handler goes through it.
+    """
+
+    __slots__ = ("_at", "_by", "_on")
+
+    def __init__(self, node: Any, call: Call) -> None:
+        self._on = _node.set(node)
+        self._by = _call.set(call)
+        self._at = current_deadline.set(call.deadline)
+
+    def __enter__(self) -> None:
+        """Nothing is left to do: what it makes current is so from the start."""
+
+    def __exit__(self, *_: object) -> None:
+        current_deadline.reset(self._at)
+        _call.reset(self._by)
+        _node.reset(self._on)
