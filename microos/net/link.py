@@ -119,29 +119,37 @@ class Link:
     # The two tasks.
 
     async def read(
-        self, frame: Callable[[Channel, bytes], None], malformed: Callable[[], None]
+        self,
+        frame: Callable[[Channel, bytes], None],
+        calls: Callable[[list[bytes]], None],
+        malformed: Callable[[], None],
     ) -> bool:
         """Hand over every frame until the end; return whether to close in order, else to reset.
 
         Args:
             frame: Takes one frame; a `RemoteProtocolError` from it ends the link.
+            calls: Takes frames of calls that came in a row, so that what one chunk has brought is
+                answered in one go.
             malformed: Told once, when the other side has broken the protocol. Bye was queued.
         """
         self._watch()
         try:
             with self._scope:
-                await self._read(frame, malformed)
+                await self._read(frame, calls, malformed)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return not self._cut
 
     async def _read(
-        self, frame: Callable[[Channel, bytes], None], malformed: Callable[[], None]
+        self,
+        frame: Callable[[Channel, bytes], None],
+        calls: Callable[[list[bytes]], None],
+        malformed: Callable[[], None],
     ) -> None:
         frames = self.connection.rest()
         while True:
             try:
-                if self._deliver(frames, frame):
+                if self._deliver(frames, frame, calls):
                     return
                 data = await self.stream.receive_some(CHUNK)
                 if not data:
@@ -156,10 +164,20 @@ class Link:
                 self.part("protocol", deaf=True)
 
     def _deliver(
-        self, frames: list[tuple[Channel, bytes]], frame: Callable[[Channel, bytes], None]
+        self,
+        frames: list[tuple[Channel, bytes]],
+        frame: Callable[[Channel, bytes], None],
+        calls: Callable[[list[bytes]], None],
     ) -> bool:
         """Hand over frames, in order; return whether Bye was among them."""
+        row: list[bytes] = []
         for channel, body in frames:
+            if channel is Channel.RPC:
+                row.append(body)
+                continue
+            if row:
+                self._hand_over(row, calls)
+                row = []
             if self._deaf:  # The frame before has ended this link.
                 return False
             self.frames_in += 1
@@ -167,7 +185,14 @@ class Link:
                 frame(channel, body)
             elif self._take(body):
                 return True
+        if row:
+            self._hand_over(row, calls)
         return False
+
+    def _hand_over(self, row: list[bytes], calls: Callable[[list[bytes]], None]) -> None:
+        if not self._deaf:
+            self.frames_in += len(row)
+            calls(row)
 
     def _take(self, body: bytes) -> bool:
         """Take in a message of the link itself; return whether it was Bye."""

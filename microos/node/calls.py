@@ -15,7 +15,7 @@ that brought them. A user's handler gets its task, and its scope is cancelled fr
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from math import inf
 from types import MappingProxyType
@@ -39,14 +39,15 @@ from microos.rpc.effects import NOTHING, Answered, Cancelled, Failed, Loaded
 from microos.rpc.effects import Incoming as Arrived
 from microos.rpc.messages import Load, Reply
 from microos.types import BootId, NodeId
-from microos.wire import Channel
 
 DRAINING = 1
 """Flag of a `Load`: this node takes no more calls of services."""
 
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
-Send = Callable[..., bool]
+Send = Callable[[NodeId, Sequence[bytes], bool], int]
+"""Gives frames to the links, bulk or not; returns how many of the first were taken."""
+
 Outcome = Reply | MicroosError
 
 
@@ -106,7 +107,7 @@ class Calls:
     """All calls of one node, both ways.
 
     Args:
-        send: Gives one frame to the links: (node, channel, body, bulk) -> whether it was taken.
+        send: Gives frames to the links.
         observe: Told what handlers of our own raise: (source, note).
     """
 
@@ -250,15 +251,19 @@ class Calls:
 
     # What the links tell.
 
-    def receive(self, body: bytes, node: NodeId, boot: BootId) -> None:
-        """Take in one frame.
+    def receive(self, node: NodeId, boot: BootId, bodies: list[bytes]) -> None:
+        """Take in frames that came in a row; what is to be answered at once is, in one go.
 
         Raises:
-            RemoteProtocolError: It breaks the protocol.
+            RemoteProtocolError: One of them breaks the protocol.
         """
         peer = self._bound(node, boot)
-        peer.connection.receive(body, self._clock.now())
-        self._pump(peer)
+        receive, now = peer.connection.receive, self._clock.now()
+        try:
+            for body in bodies:
+                receive(body, now)
+        finally:
+            self._pump(peer)
 
     def link_up(self, node: NodeId, boot: BootId) -> None:
         peer = self._bound(node, boot)
@@ -310,10 +315,10 @@ class Calls:
             effects = connection.take()
             if effects is NOTHING:
                 break
-            for frame in effects.frames:
-                self._forward(peer, frame, bulk=False)
-            for chunk in effects.chunks:
-                self._forward(peer, chunk, bulk=True)
+            if effects.frames:
+                self._forward(peer, effects.frames, False)
+            if effects.chunks:
+                self._forward(peer, effects.chunks, True)
             for event in effects.events:
                 match event:
                     case Answered():
@@ -335,14 +340,18 @@ class Calls:
                         pass  # Nobody waits for it any more.
         peer.pumping = False
 
-    def _forward(self, peer: _Peer, frame: bytes, *, bulk: bool) -> None:
-        if peer.other is not None:
-            peer.other.connection.receive(frame, self._clock.now())
-            self._pump(peer.other)
-        elif self._send(peer.node, Channel.RPC, frame, bulk=bulk):
-            if not peer.linked:
-                peer.early.append(frame)
-        else:
+    def _forward(self, peer: _Peer, frames: Sequence[bytes], bulk: bool) -> None:
+        other = peer.other
+        if other is not None:
+            now = self._clock.now()
+            for frame in frames:
+                other.connection.receive(frame, now)
+            self._pump(other)
+            return
+        taken = self._send(peer.node, frames, bulk)
+        if not peer.linked:
+            peer.early += frames[:taken]
+        for frame in frames[taken:]:
             peer.connection.unsent(frame, _unreachable(peer.node, "no link has room for it"))
 
     def _wake(self) -> None:

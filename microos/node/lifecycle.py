@@ -161,7 +161,7 @@ class Lifecycle:
         self._on_start: list[Callable[[], Awaitable[None]]] = []
         self._on_leave: list[Callable[[], Awaitable[None]]] = []
         self._on_ring: list[Callable[[], None]] = []
-        self.calls = Calls(clock=self._clock, send=self._send_call, observe=runtime.observe)
+        self.calls = Calls(clock=self._clock, send=self._send_calls, observe=runtime.observe)
         self.serve, self.serve_inline = self.calls.serve, self.calls.serve_inline
         self.post, self.attempt = self.calls.post, self.calls.attempt
         self._ownership = OwnershipMachine(self._ring_changed)
@@ -231,6 +231,7 @@ class Lifecycle:
             network=self.runtime.network,
             address_of=lambda node: self._membership.address_of(node),
             on_frame=self._frame,
+            on_calls=self.calls.receive,
             on_note=self._link_note,
             on_control=self._on_control,
             admit=self._admit,
@@ -604,9 +605,6 @@ class Lifecycle:
 
     def _frame(self, channel: Channel, node: NodeId, boot: BootId, body: bytes) -> None:
         """Hand a frame to whom it is for; what does not decode ends the link."""
-        if channel is Channel.RPC:  # Most frames by far.
-            self.calls.receive(body, node, boot)
-            return
         match channel:
             case Channel.GOSSIP:
                 known = self._membership.address_of(node) or Address("", 0)
@@ -711,8 +709,8 @@ class Lifecycle:
     def _send(self, node: NodeId, channel: Channel, body: bytes) -> bool:
         return self._links.send(node, channel, body)
 
-    def _send_call(self, node: NodeId, channel: Channel, body: bytes, *, bulk: bool) -> bool:
-        return self._links.send(node, channel, body, bulk=bulk)
+    def _send_calls(self, node: NodeId, frames: Sequence[bytes], bulk: bool) -> int:
+        return self._links.send_each(node, Channel.RPC, frames, bulk=bulk)
 
     def _say(self, kind: int, body: bytes) -> None:
         self._membership.ask(lambda gossip, now: gossip.set_state(kind, body, now))

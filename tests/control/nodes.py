@@ -195,6 +195,7 @@ async def serving(
         network=network,
         address_of=lambda node: None,
         on_frame=lambda channel, node, boot, body: None,
+        on_calls=lambda node, boot, bodies: None,
         on_note=lambda note: None,
         on_control=node.server.serve,
         admit=lambda hello: "",

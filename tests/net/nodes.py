@@ -54,6 +54,7 @@ class Node:
             network=network,
             address_of=world.addresses.get,
             on_frame=self._frame,
+            on_calls=self._calls,
             on_note=self.notes.append,
             on_control=self._control,
             admit=lambda hello: self.refuse,
@@ -76,6 +77,10 @@ class Node:
     def _frame(self, channel: Channel, node: NodeId, boot: BootId, body: bytes) -> None:
         self.frames.append((channel, node, boot, body))
         self.on_frame(body)
+
+    def _calls(self, node: NodeId, boot: BootId, bodies: list[bytes]) -> None:
+        for body in bodies:
+            self._frame(Channel.RPC, node, boot, body)
 
     async def _control(self, stream: Stream) -> None:
         assert self.on_control is not None

@@ -51,3 +51,13 @@ def test_what_is_thrown_away_is_counted() -> None:
 
     assert outbox.drops == limits.LINK_OUTBOX_FRAMES + 5
     outbox.check()
+
+
+def test_pieces_of_long_bodies_wait_for_everything_else() -> None:
+    box = Outbox()
+    box.put(b"piece", bulk=True)
+    box.put(b"call")
+    box.put(b"append", urgent=True)
+
+    assert box.take(100) == [b"append", b"call", b"piece"]
+    box.check()
