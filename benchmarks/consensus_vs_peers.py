@@ -19,82 +19,53 @@ Needs `etcd` (Debian: etcd-server) and grpcio (`pip install --group bench`).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib
 import importlib.util
 import json
-import os
-import platform
 import random
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from _sides import (
+    SEED,
+    Claim,
+    Figures,
+    Round,
+    free_ports,
+    keep_doing,
+    machine,
+    measure,
+    run,
+    running,
+    summed_up,
+)
 
 from microos.settings import Settings
 
-SEED = 1
 VALUE_SIZE = 256
 KEYS = 1000
 """Names written in turn; the state stays small, as it is for etcd."""
 
-CLAIMS = {"raft.put.sequential": 1, "raft.put.64": 64}
-"""Claim to puts in flight."""
+CLAIMS = (
+    Claim("raft.put.sequential", "ours", "etcd", 1),
+    Claim("raft.put.64", "ours", "etcd", 64),
+)
 
 START = 60.0
 """Longest wait for three processes to have a leader [s]."""
 
-RESULT = Path(__file__).parent / "results" / "consensus_vs_peers.txt"
-
-Put = Callable[[int], Awaitable[object]]
-
-
-class Round(msgspec.Struct, frozen=True):
-    """What one round of one system came to."""
-
-    per_second: float
-    p50_ms: float
-    p99_ms: float
-
-
-class Figures(msgspec.Struct, frozen=True):
-    """One claim: both systems, the medians over all rounds."""
-
-    claim: str
-    ours: Round
-    peer: Round
-
-    @property
-    def ratio(self) -> float:
-        return self.ours.per_second / self.peer.per_second
-
 
 def value() -> str:
     return random.Random(SEED).randbytes(VALUE_SIZE // 2).hex()
-
-
-def summed_up(latencies: list[float], seconds: float) -> Round:
-    ordered = sorted(latencies)
-    at = [ordered[int(share * (len(ordered) - 1))] * 1000 for share in (0.5, 0.99)]
-    return Round(len(ordered) / seconds, *at)
-
-
-def median_of(rounds: list[Round]) -> Round:
-    return Round(
-        statistics.median(r.per_second for r in rounds),
-        statistics.median(r.p50_ms for r in rounds),
-        statistics.median(r.p99_ms for r in rounds),
-    )
 
 
 # Ours: this file again, as a member that takes orders on its standard input.
@@ -126,28 +97,16 @@ async def member(settings: Settings) -> None:
             async with trio.open_nursery() as nursery:
                 for first in range(int(in_flight)):
                     nursery.start_soon(
-                        keep_putting, put, first, int(in_flight), began + float(seconds), latencies
+                        keep_doing, put, first, int(in_flight), began + float(seconds), latencies
                     )
             done = summed_up(latencies, time.perf_counter() - began)
             print(msgspec.json.encode(done).decode(), flush=True)
 
 
-async def keep_putting(
-    put: Put, first: int, step: int, until: float, latencies: list[float]
-) -> None:
-    """Put number `first`, `first + step`, … until the time is up."""
-    number = first
-    began = time.perf_counter()
-    while began < until:
-        await put(number)
-        now = time.perf_counter()
-        latencies.append(now - began)
-        began = now
-        number += step
-
-
 class Ours:
     """Three members; whichever leads does the putting."""
+
+    name = "ours"
 
     def __init__(self, folder: Path, ports: list[int], stack: ExitStack) -> None:
         seeds = ",".join(f"127.0.0.1:{port}" for port in ports)
@@ -228,6 +187,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 class Etcd:
     """Three etcd processes and a client at their leader."""
 
+    name = "etcd"
+
     def __init__(self, folder: Path, ports: list[int], stack: ExitStack) -> None:
         self._grpc: Any = importlib.import_module("grpc")
         self._clients = ports[:3]
@@ -262,7 +223,7 @@ class Etcd:
             began = time.perf_counter()
             until = began + seconds
             await asyncio.gather(
-                *(keep_putting(put, n, in_flight, until, latencies) for n in range(in_flight))
+                *(keep_doing(put, n, in_flight, until, latencies) for n in range(in_flight))
             )
             return summed_up(latencies, time.perf_counter() - began)
 
@@ -284,112 +245,31 @@ class Etcd:
         raise TimeoutError(f"expected a leader of etcd's within {START:g} s, found none")
 
 
-@contextmanager
-def running(command: list[str], folder: Path, **pipes: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its errors in `folder`; the end of the block kills it."""
-    folder.mkdir()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stderr=log, **{"stdout": log, **pipes})  # type: ignore[call-overload]
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
-
-
 # The run.
 
 
-def measure(rounds: int, seconds: float, say: Callable[[str], None]) -> list[Figures]:
-    """Run both, in turns, `rounds` times `seconds` per claim."""
+def figures(rounds: int, seconds: float, say: Callable[[str], None]) -> list[Figures]:
     folder = Path(tempfile.mkdtemp(prefix="microos-bench-"))
     try:
         with ExitStack() as stack:
             ports = free_ports(9)
-            systems: tuple[Ours | Etcd, ...] = (
-                Ours(folder, ports[:3], stack),
-                Etcd(folder, ports[3:], stack),
-            )
-            for system in systems:
-                system.wait()
-                system.round(64, min(1.0, seconds))  # Warm: connections, code, first segments.
-            found: dict[str, tuple[list[Round], list[Round]]] = {c: ([], []) for c in CLAIMS}
-            for number in range(rounds):
-                for claim, in_flight in CLAIMS.items():
-                    for system, kept in zip(systems, found[claim], strict=True):
-                        kept.append(system.round(in_flight, seconds))
-                    ours, peer = (kept[-1].per_second for kept in found[claim])
-                    say(f"round {number + 1}  {claim:<20} ours {ours:8.0f}/s  etcd {peer:8.0f}/s")
+            ours, etcd = Ours(folder, ports[:3], stack), Etcd(folder, ports[3:], stack)
+            ours.wait()
+            etcd.wait()
+            return measure(CLAIMS, {"ours": ours, "etcd": etcd}, rounds, seconds, say)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return [Figures(c, median_of(ours), median_of(peer)) for c, (ours, peer) in found.items()]
-
-
-def machine() -> str:
-    cores = os.cpu_count()
-    etcd = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
-    load = os.getloadavg()[0]
-    return (
-        f"{platform.system()} {platform.machine()}, {cores} cores, load {load:.1f} at the start, "
-        f"Python {platform.python_version()}, {etcd.splitlines()[0]}, seed {SEED}"
-    )
-
-
-def table(found: list[Figures]) -> str:
-    lines = [
-        f"{'claim':<20} {'ours':>9} {'etcd':>9} {'ratio':>6}   "
-        f"{'ours p50/p99':>18}   {'etcd p50/p99':>18}"
-    ]
-    for one in found:
-        ours, peer = one.ours, one.peer
-        lines.append(
-            f"{one.claim:<20} {ours.per_second:>7.0f}/s {peer.per_second:>7.0f}/s "
-            f"{one.ratio:>6.2f}   {ours.p50_ms:>7.2f}/{ours.p99_ms:>7.2f} ms   "
-            f"{peer.p50_ms:>7.2f}/{peer.p99_ms:>7.2f} ms"
-        )
-    return "\n".join(lines)
-
-
-def as_json(one: Figures) -> str:
-    return json.dumps(
-        {
-            "claim": one.claim,
-            "ours": round(one.ours.per_second, 1),
-            "peer": round(one.peer.per_second, 1),
-            "ratio": round(one.ratio, 3),
-            "better": "higher",
-            "unit": "ops/s",
-        }
-    )
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--member"]:
         return run_member(*sys.argv[2:])
-    parser = argparse.ArgumentParser(description="Durable puts: microos beside etcd.")
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 2 s; else 5 of 5 s")
-    parser.add_argument("--json", action="store_true", help="one JSON line per claim")
-    parser.add_argument("--save", action="store_true", help=f"keep the table in {RESULT.name}")
-    options = parser.parse_args()
     if shutil.which("etcd") is None or importlib.util.find_spec("grpc") is None:
         print("needs etcd (Debian: etcd-server) and pip install --group bench", file=sys.stderr)
         return 1
-    about = machine()
-    rounds, seconds = (2, 2.0) if options.quick else (5, 5.0)
-    found = measure(rounds, seconds, lambda line: print(line, file=sys.stderr, flush=True))
-    text = f"{about}\nmedians of {rounds} rounds of {seconds:g} s\n\n{table(found)}\n"
-    print("\n".join(map(as_json, found)) if options.json else f"\n{text}")
-    if options.save:
-        RESULT.write_text(text, encoding="utf-8")
-    return 0
+    etcd = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
+    about = machine(etcd.splitlines()[0])
+    return run("Durable puts: microos beside etcd.", "consensus_vs_peers.txt", about, figures)
 
 
 def run_member(name: str, port: str, seeds: str) -> int:
