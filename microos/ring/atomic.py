@@ -29,7 +29,7 @@ from microos.ring.entry import (
     version_of,
 )
 from microos.ring.messages import Accept, Answer, Code, Did, Do, Prepare, Request
-from microos.ring.operation import Desk, Operation, newest_of
+from microos.ring.operation import NOBODY, Desk, Operation, newest_of
 from microos.ring.quorum import Votes
 from microos.ring.ring import Owner
 from microos.types import Version
@@ -144,12 +144,12 @@ class Atomic(Operation):
         if self._acks == 0:
             self._tried.pop(self._ballot, None)
         self._begin_phase()
-        self.votes = Votes((), 1)
+        self.votes = NOBODY
         self._wake_at(now + self.desk.random.random() * self._duel)
         self._duel = min(2 * self._duel, DUEL_MAX)
 
     def _woken(self, now: float) -> None:
-        if not self.votes.owners:
+        if self.votes is NOBODY:
             self.begin(now)
 
     def _decide(self, now: float) -> None:

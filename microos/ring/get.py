@@ -15,7 +15,7 @@ from microos import limits
 from microos.ring.entry import version_of
 from microos.ring.messages import Answer, Code, Read, Request, Write
 from microos.ring.operation import Desk, Operation, newest_of
-from microos.ring.quorum import Votes
+from microos.ring.quorum import Votes, wanted
 from microos.ring.ring import Chain, Owner
 
 UNDECIDED = object()
@@ -62,16 +62,14 @@ class Get(Operation):
         order = [me, *others[at:], *others[:at]] if me in up else others[at:] + others[:at]
         if self.one:
             return order[:1]
-        if len(chain) == 2:
-            order.sort(key=lambda owner: -sum(owner in row for row in chain))
-        trial = Votes(chain, limits.RING_REPLICAS)
-        first: list[Owner] = []
-        for owner in order:
-            if trial.done:
-                break
-            trial.add(owner)
-            first.append(owner)
-        return [owner for owner in first if owner != me] + [me] * (me in first)
+        if len(chain) == 1:
+            first = order[: wanted(len(chain[0]))]
+        else:
+            first = _joint(order, chain)
+        if first[0] == me:
+            del first[0]
+            first.append(me)
+        return first
 
     def _request(self, owner: Owner, stamp: int) -> Request:
         entry = self._repairing
@@ -153,3 +151,16 @@ class Get(Operation):
             self.votes.add(owner)
             if self.votes.done:
                 self.desk.finish(self, entry)
+
+
+def _joint(order: list[Owner], chain: Chain) -> list[Owner]:
+    """Return the first of `order` that are a quorum of each row, those of both rows first."""
+    ordered = sorted(order, key=lambda owner: -sum(owner in row for row in chain))
+    trial = Votes(chain, limits.RING_REPLICAS)
+    first: list[Owner] = []
+    for owner in ordered:
+        if trial.done:
+            break
+        trial.add(owner)
+        first.append(owner)
+    return first

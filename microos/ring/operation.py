@@ -33,6 +33,10 @@ AGAIN_MAX = 0.5
 """Pause before an owner that gave no answer is asked again: it doubles between these [s]."""
 
 
+NOBODY = Votes((), 1)
+"""Before and between tries: nobody has a vote."""
+
+
 class Desk(Protocol):
     """What an operation may use of its keeper."""
 
@@ -104,7 +108,7 @@ class Operation:
         """Of the ring it goes by."""
         self.wants_ring = 0
         """Revision it waits for before it begins anew; 0: none."""
-        self.votes = Votes((), 1)
+        self.votes = NOBODY
         self._asked: dict[Owner, None] = {}
         """Who owes an answer."""
         self._again: dict[Owner, None] = {}
