@@ -344,7 +344,8 @@ class Calls:
             if not peer.linked:
                 peer.early.append(frame)
         else:
-            peer.connection.unsent(frame, _unreachable(peer.node, "no link has room for it"))
+            why = "its queue is full, or a dial has failed a moment ago"
+            peer.connection.unsent(frame, _unreachable(peer.node, why))
 
     def _wake(self) -> None:
         """End what has expired, on all connections."""
