@@ -270,7 +270,8 @@ def test_the_last_well_instance_is_never_put_out() -> None:
     async def scenario(cluster: Cluster) -> None:
         await work.known(cluster)
         work.does = dict.fromkeys((1, 2, 3), refuse)
-        cluster[0].router.apply("*", Policy(retry=Retry(attempts=4, budget=1.0)))
+        retry, breaker = Retry(attempts=4, budget=1.0), Breaker(consecutive=2)
+        cluster[0].router.apply("*", Policy(retry=retry, breaker=breaker))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(calls.make, cluster, lambda: (0,), rate=RATE, until=over))
             await cluster.sleep(10.0)

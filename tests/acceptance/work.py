@@ -80,8 +80,10 @@ class Work:
         return [run for run in self.runs if run.id in ids]
 
     async def known(self, cluster: Cluster) -> None:
-        """Wait until all running nodes are one cluster and see all running instances."""
+        """Wait until all running nodes are one cluster, can serve, and see all running instances."""
         await cluster.ready()
+        for node in cluster.nodes:
+            await node.wait_ready(30.0)
         await cluster.wait_until(lambda: self._is_known(cluster), 10.0, "all instances are known")
 
     def _is_known(self, cluster: Cluster) -> bool:
