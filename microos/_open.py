@@ -30,6 +30,7 @@ from microos.node.lifecycle import Lifecycle
 from microos.node.runtime import Runtime, system
 from microos.node.statistics import NodeStatistics
 from microos.router import attach as router
+from microos.router.middleware import of_kind
 from microos.router.router import Router
 from microos.service import current
 from microos.service.debug import NodeHealth, NodeStats, debug
@@ -80,7 +81,7 @@ class Node:
             node=self,
             observe=runtime.observe,
             entropy=runtime.entropy,
-            middleware=middleware,
+            middleware=of_kind("handler", middleware),
             remote_traceback=settings.rpc.remote_traceback,
         )
         for name, handler in endpoints.items():

@@ -224,6 +224,12 @@ class Links:
         self._drop_outbox(peer)
         self._on_note(LinkLost(node, boot, clean=True))
 
+    def forgive(self, node: NodeId) -> None:
+        """Forget that dials of a node have failed: it has been heard to live since."""
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.heard()
+
     async def bye(self, timeout: float) -> None:
         """Write what is queued, say `Bye(leave)` everywhere, wait until all have closed.
 

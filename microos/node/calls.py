@@ -352,7 +352,8 @@ class Calls:
         if not peer.linked:
             peer.early += frames[:taken]
         for frame in frames[taken:]:
-            peer.connection.unsent(frame, _unreachable(peer.node, "no link has room for it"))
+            why = "its queue is full, or a dial has failed a moment ago"
+            peer.connection.unsent(frame, _unreachable(peer.node, why))
 
     def _wake(self) -> None:
         """End what has expired, on all connections."""

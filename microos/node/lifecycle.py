@@ -34,7 +34,7 @@ from microos.errors import (
 )
 from microos.gossip.core import Gossip
 from microos.gossip.members import Me, Member, Remembered, State
-from microos.gossip.notes import LeaveDone
+from microos.gossip.notes import Joined, LeaveDone, Refuted, Restarted
 from microos.hashing import label_hash, u64
 from microos.keyring import Keyring, parse_keys
 from microos.net.handshake import Hello
@@ -689,8 +689,11 @@ class Lifecycle:
             self._sessions.told(event)
 
     def _gossip_note(self, note: object) -> None:
-        if isinstance(note, LeaveDone):
-            self._leave_told.set()
+        match note:
+            case LeaveDone():
+                self._leave_told.set()
+            case Joined() | Restarted() | Refuted():
+                self._links.forgive(note.node)
         self._note("gossip", note)
 
     def _raft_note(self, note: object) -> None:

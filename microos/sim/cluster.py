@@ -26,6 +26,7 @@ from microos.gossip.messages import decode_datagram
 from microos.net.memory import MemoryHost, MemoryNetwork
 from microos.node.runtime import Runtime
 from microos.raft.messages import decode_message
+from microos.service.service import Service
 from microos.settings import GossipSettings, Settings
 from microos.sim.checkers.cluster import ClusterChecks
 from microos.sim.clock import Line
@@ -180,7 +181,9 @@ class Machine:
             disk=self.platter.attach(),
             observe=lambda source, note: self.observe(boot, source, note),
         )
-        async with living(runtime, self.settings()) as node:
+        cluster = self.cluster
+        services = cluster.services(self.number)
+        async with living(runtime, self.settings(), services, cluster.middleware) as node:
             self.node = node
             self.opened.set()
             await self.stop.wait()
@@ -210,6 +213,8 @@ class Cluster:
         weather: Of the network.
         sync_ns: Mean time of a disk's sync [ns].
         first: How many of the machines start at once; default all. The others by `start`.
+        services: What the machine of that number serves; asked anew at each of its starts.
+        middleware: Of every node.
     """
 
     def __init__(
@@ -222,10 +227,14 @@ class Cluster:
         weather: Weather | None = None,
         sync_ns: int = MILLISECOND,
         first: int | None = None,
+        services: Callable[[int], Sequence[Service]] = lambda _: (),
+        middleware: Sequence[Callable[..., Any]] = (),
     ) -> None:
         self.world = World(seed)
         self.settings = settings or Settings.local()
         self.sync_ns = sync_ns
+        self.services = services
+        self.middleware = middleware
         sealed = self.settings.secret is not None
         self.rules = Wires(self.world, weather or Weather(rare=False), sealed=sealed)
         self.hub = MemoryNetwork(self.rules)
@@ -487,11 +496,20 @@ def run_cluster(
     seeds: int = 3,
     weather: Weather | None = None,
     first: int | None = None,
+    services: Callable[[int], Sequence[Service]] = lambda _: (),
+    middleware: Sequence[Callable[..., Any]] = (),
     within: float = PATIENCE,
 ) -> Cluster:
     """Run one scenario in a fresh cluster; return it for a look at its notes."""
     cluster = Cluster(
-        nodes, seed=seed, settings=settings, seeds=seeds, weather=weather, first=first
+        nodes,
+        seed=seed,
+        settings=settings,
+        seeds=seeds,
+        weather=weather,
+        first=first,
+        services=services,
+        middleware=middleware,
     )
     cluster.run(scenario, within)
     return cluster

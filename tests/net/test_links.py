@@ -139,6 +139,21 @@ async def test_a_new_address_is_dialled_at_once(world: World, autojump_clock: Mo
     await until(lambda: len(b.frames) == 1)
 
 
+async def test_a_node_heard_to_live_is_dialled_at_once(
+    world: World, autojump_clock: MockClock
+) -> None:
+    a = await world.node("a", 1)
+    b = NodeId("b")
+    world.addresses[b] = Address("127.0.0.1", 9)
+    a.links.send(b, Channel.RAFT, b"lost")
+    await until(lambda: bool(a.notes))
+    assert not a.links.send(b, Channel.RAFT, b"too soon")
+
+    a.links.forgive(b)
+
+    assert a.links.send(b, Channel.RAFT, b"again")
+
+
 async def test_a_dial_into_a_partition_ends(world: World, autojump_clock: MockClock) -> None:
     a, b = await world.node("a", 1), await world.node("b", 2)
     world.cut(a, b)
