@@ -27,7 +27,7 @@ HEDGE = 0.05
 
 
 class Get(Operation):
-    """A read. Its result is the entry as it travels, a tombstone included, or None."""
+    """A read. Its result is the entry, a tombstone included, or None."""
 
     __slots__ = ("_found", "_repairing", "_rest")
 
@@ -74,9 +74,10 @@ class Get(Operation):
         return [owner for owner in first if owner != me] + [me] * (me in first)
 
     def _request(self, owner: Owner, stamp: int) -> Request:
-        entry = self._repairing
-        if entry is None:
+        repairing = self._repairing
+        if repairing is None:
             return Read(owner.boot, self.revision, stamp, self.slot, self.name)
+        entry = self._to_send(repairing)
         return Write(owner.boot, self.revision, stamp, self.slot, self.name, entry, True)
 
     def unanswered(self, owner: Owner, sent: bool, now: float) -> None:
@@ -88,7 +89,7 @@ class Get(Operation):
         if self._repairing is not None:
             self._repaired(self._repairing, owner, answer, now)
             return
-        self._found[owner] = answer.entry
+        self._found[owner] = None if answer.entry is None else self._taken_in(answer.entry)
         whole = not answer.code & (Code.UNSYNCED | Code.BEHIND)
         self.votes.add(owner, synced=whole)
         if self.votes.done or (self.one and whole):
@@ -113,14 +114,20 @@ class Get(Operation):
 
     def _without(self, owner: Owner, now: float) -> None:
         self.votes.failed(owner)
-        if self._repairing is None and self._rest:
+        if self._repairing is None and (self._rest or self.one):
             self._ask_rest(now)
-        elif not (self._asked or self._again or self._found if self.one else self.votes.possible):
+        elif not self.votes.possible:
             self._impossible(now)
 
     def _woken(self, now: float) -> None:
         if self._repairing is None and self._rest:
             self._ask_rest(now)
+
+    def _expired(self, now: float) -> None:
+        if self.one and self._found:
+            self._decide(now)
+        else:
+            self._impossible(now)
 
     def _decide(self, now: float) -> None:
         """Answer, if the newest is known to a quorum; else bring it there first."""

@@ -29,7 +29,11 @@ from microos.types import BootId, Incarnation, NodeId, Revision, Version
 
 BUCKET = "b"
 SETTINGS = KeeperSettings(
-    size_max=1 << 24, compare_interval=3.0, drop_grace=1.0, tombstone_window=3600.0
+    size_max=1 << 24,
+    compare_interval=3.0,
+    drop_grace=1.0,
+    tombstone_window=3600.0,
+    transfer_rate=1 << 25,
 )
 
 
