@@ -56,6 +56,7 @@ _Number = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 _DatagramSize = Annotated[int, Meta(ge=1200, le=1400)]
 # Half a frame, so that the heads of many small entries still fit beside them.
 _AppendSize = Annotated[int, Meta(ge=64 * limits.KIB, le=limits.FRAME_MAX // 2)]
+_Rate = Annotated[int, Meta(ge=64 * limits.KIB, le=1 << 40)]
 _Memory = Annotated[int, Meta(ge=limits.MIB, le=1 << 40)]
 _Weight = Annotated[int, Meta(ge=1, le=limits.RING_WEIGHT_MAX)]
 _EntrySize = Annotated[int, Meta(ge=limits.COMMAND_MAX, le=1024 * limits.MIB)]
@@ -251,6 +252,10 @@ class KvSettings:
     compare_interval: _Seconds = 5.0
     """Time between two comparisons of copies with another owner [s]. Lower repairs sooner what
     nobody reads, at 8 KiB per comparison."""
+
+    transfer_rate: _Rate = 32 * 1024 * 1024
+    """How fast this node takes over copies of others [bytes/s]. Lower leaves more of the network
+    to calls, higher is whole again sooner."""
 
     drop_grace: _Seconds = 10.0
     """How long a copy that is no longer this node's is kept at least [s]. At least 2 `timeout`."""

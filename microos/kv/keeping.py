@@ -77,6 +77,7 @@ class Keeping:
                 compare_interval=settings.compare_interval,
                 drop_grace=settings.drop_grace,
                 tombstone_window=settings.tombstone_window,
+                transfer_rate=settings.transfer_rate,
             ),
             random=self._kernel.runtime.random("kv"),
             now=now,
@@ -91,7 +92,8 @@ class Keeping:
     async def wait_ready(self) -> None:
         """Wait until there is a ring, and this node's own copies are whole; without a bound."""
         while not self.is_ready:
-            self._moved = trio.Event()
+            if self._moved.is_set():
+                self._moved = trio.Event()
             await self._moved.wait()
 
     @property
@@ -104,6 +106,7 @@ class Keeping:
         keeper = self._keeper
         while keeper is not None:
             keeper.leave(self._clock.now())
+            self._alarm.moved()
             others = [member for member in keeper.ring.members if member.node != keeper.me.node]
             if not any(keeper.is_up(member.owner) for member in others):
                 return
@@ -164,7 +167,7 @@ class Keeping:
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._waiting.pop(number, None)
-            keeper.cancel(number)
+            keeper.cancel(number, self._clock.now())
             self._pump(keeper)
             return trio.lowlevel.Abort.SUCCEEDED
 

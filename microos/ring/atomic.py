@@ -77,7 +77,7 @@ class Atomic(Operation):
             condition: The version that must be there, 0: no value; None: whatever is there.
         """
         super().__init__(desk, number, slot, name, one=False, deadline=deadline)
-        self._write = write
+        self._write = None if write is None else self._taken_in(write)
         self._condition = condition
         self._found: dict[Owner, bytes | None] = {}
         self._ballot = NOTHING
@@ -104,7 +104,7 @@ class Atomic(Operation):
         boot, revision, entry = owner.boot, self.revision, self._accepting
         if entry is None:
             return Prepare(boot, revision, stamp, self.slot, self.name, self._ballot)
-        return Accept(boot, revision, stamp, self.slot, self.name, entry)
+        return Accept(boot, revision, stamp, self.slot, self.name, self._to_send(entry))
 
     def _note_sent(self) -> None:
         self._acks += self._accepting is not None
@@ -123,7 +123,7 @@ class Atomic(Operation):
             if self.votes.done:
                 self.desk.finish(self, self._outcome)
         else:
-            self._found[owner] = answer.entry
+            self._found[owner] = None if answer.entry is None else self._taken_in(answer.entry)
             self.votes.add(owner, synced=not code & Code.UNSYNCED)
             if self.votes.done:
                 self._decide(now)
@@ -221,6 +221,8 @@ class Relay(Operation):
 
     __slots__ = ("_condition", "_entry", "_sent")
 
+    answer_type = Did
+
     def __init__(
         self,
         desk: Desk,
@@ -233,7 +235,7 @@ class Relay(Operation):
         deadline: float,
     ) -> None:
         super().__init__(desk, number, slot, name, one=True, deadline=deadline)
-        self._entry = entry
+        self._entry = self._taken_in(entry)
         self._condition = condition.to_bytes(len(NOTHING), "big")
         self._sent = False
 
@@ -247,7 +249,7 @@ class Relay(Operation):
         if not up:
             desk.finish(self, self._no_quorum(now))
         elif up[0] == desk.me:
-            desk.take_over(self, self._entry, number_of(self._condition))
+            desk.take_over(self, self._to_send(self._entry), number_of(self._condition))
         else:
             self._ask(up[0])
 
@@ -259,17 +261,20 @@ class Relay(Operation):
             stamp,
             self.slot,
             self.name,
-            self._entry,
+            self._to_send(self._entry),
             self._condition,
             int(left * 1000.0),
         )
 
-    def _answered(self, owner: Owner, answer: Answer, now: float) -> None:
-        assert isinstance(answer, Did)
+    def _answered(self, owner: Owner, answer: Did, now: float) -> None:
+        version = number_of(answer.version)
         if answer.error:
-            self.desk.finish(self, by_name(answer.error, answer.message, answer.reason))
+            error = by_name(answer.error, answer.message, answer.reason)
+            if version:
+                error.facts["version"] = version
+            self.desk.finish(self, error)
         else:
-            self.desk.finish(self, number_of(answer.version))
+            self.desk.finish(self, version)
 
     def _without(self, owner: Owner, now: float) -> None:
         if self._sent:

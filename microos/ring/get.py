@@ -27,15 +27,18 @@ HEDGE = 0.05
 
 
 class Get(Operation):
-    """A read. Its result is the entry as it travels, a tombstone included, or None."""
+    """A read. Its result is the entry, a tombstone included, or None."""
 
-    __slots__ = ("_found", "_repairing", "_rest")
+    __slots__ = ("_chain", "_found", "_partial", "_repairing", "_rest")
 
     def __init__(
         self, desk: Desk, number: int, slot: int, name: bytes, *, one: bool, deadline: float
     ) -> None:
         super().__init__(desk, number, slot, name, one=one, deadline=deadline)
+        self._chain: Chain = ()
         self._found: dict[Owner, bytes | None] = {}
+        self._partial: dict[Owner, None] = {}
+        """Who has answered from a copy that is not whole."""
         self._rest: list[Owner] = []
         """Owners not asked yet."""
         self._repairing: bytes | None = None
@@ -43,8 +46,9 @@ class Get(Operation):
 
     def _begin(self, now: float) -> None:
         self._found.clear()
+        self._partial.clear()
         self._repairing = None
-        chain = self.desk.ring.chains[self.slot]
+        chain = self._chain = self.desk.ring.chains[self.slot]
         up = self._vote(Votes(chain, limits.RING_REPLICAS))
         if not up or not (self.one or self.votes.possible):
             self._impossible(now)
@@ -72,9 +76,10 @@ class Get(Operation):
         return first
 
     def _request(self, owner: Owner, stamp: int) -> Request:
-        entry = self._repairing
-        if entry is None:
+        repairing = self._repairing
+        if repairing is None:
             return Read(owner.boot, self.revision, stamp, self.slot, self.name)
+        entry = self._to_send(repairing)
         return Write(owner.boot, self.revision, stamp, self.slot, self.name, entry, True)
 
     def unanswered(self, owner: Owner, sent: bool, now: float) -> None:
@@ -86,9 +91,13 @@ class Get(Operation):
         if self._repairing is not None:
             self._repaired(self._repairing, owner, answer, now)
             return
-        self._found[owner] = answer.entry
+        self._found[owner] = None if answer.entry is None else self._taken_in(answer.entry)
         whole = not answer.code & (Code.UNSYNCED | Code.BEHIND)
         self.votes.add(owner, synced=whole)
+        if whole:
+            self._partial.pop(owner, None)
+        else:
+            self._partial[owner] = None
         if self.votes.done or (self.one and whole):
             self._decide(now)
         elif not self._asked:
@@ -103,22 +112,41 @@ class Get(Operation):
             pass  # They may still answer.
         elif self.one and self._found:
             self._decide(now)
-        elif self._found:
-            for owner in self._found:
+        elif self._partial:
+            for owner in self._partial:
                 self._ask_again(owner, now)
         else:
             self._impossible(now)
 
     def _without(self, owner: Owner, now: float) -> None:
         self.votes.failed(owner)
-        if self._repairing is None and self._rest:
-            self._ask_rest(now)
-        elif not (self._asked or self._again or self._found if self.one else self.votes.possible):
+        if not self.one and self._partial.pop(owner, self) is None:
+            del self._found[owner]
+        if not (self.one or self._is_possible()):
             self._impossible(now)
+        elif self._repairing is None:
+            self._ask_rest(now)
+
+    def _is_possible(self) -> bool:
+        """Whether there can be a quorum, if copies that are not whole yet become so."""
+        if self._repairing is not None:
+            return self.votes.possible
+        votes = Votes(self._chain, limits.RING_REPLICAS)
+        known = {**self._found, **self._asked, **self._again, **dict.fromkeys(self._rest)}
+        for owner in votes.owners:
+            if owner not in known:
+                votes.failed(owner)
+        return votes.possible
 
     def _woken(self, now: float) -> None:
         if self._repairing is None and self._rest:
             self._ask_rest(now)
+
+    def _expired(self, now: float) -> None:
+        if self.one and self._found:
+            self._decide(now)
+        else:
+            self._impossible(now)
 
     def _decide(self, now: float) -> None:
         """Answer, if the newest is known to a quorum; else bring it there first."""

@@ -29,14 +29,15 @@ from microos.ring.entry import (
     ATOMIC,
     NOTHING,
     TOMBSTONE,
+    ended,
     number_of,
+    outgoing,
     pack,
     version_bytes,
     writer_of,
 )
 from microos.ring.get import UNDECIDED, Get
 from microos.ring.messages import (
-    Answer,
     AnyAnswer,
     Code,
     Compared,
@@ -71,6 +72,7 @@ class KeeperSettings(msgspec.Struct, frozen=True):
     compare_interval: float
     drop_grace: float
     tombstone_window: float
+    transfer_rate: int
 
 
 # What the shell tells.
@@ -152,6 +154,7 @@ class Keeper:
             compare_interval=settings.compare_interval,
             drop_grace=settings.drop_grace,
             tombstone_window=settings.tombstone_window,
+            transfer_rate=settings.transfer_rate,
             now=now,
         )
         self.now = now
@@ -167,6 +170,8 @@ class Keeper:
         """Atomic operations by key: the first is under way."""
         self._settling: dict[int, tuple[int, bytes]] = {}
         """Which key's turn an atomic operation has."""
+        self._free: deque[tuple[int, bytes]] = deque()
+        """Keys whose next operation is to begin."""
         self._handles: dict[int, int] = {}
         """Operations that are done for somebody else, and the handle to answer by."""
         self._handing: dict[int, Handing] = {}
@@ -255,8 +260,9 @@ class Keeper:
             self._start(relay, now)
         return number
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, number: int, now: float) -> None:
         """Forget an operation; what it has sent may still be done."""
+        self.now = now
         operation = self._operations.get(number)
         if operation is not None:
             self._forget(operation)
@@ -271,10 +277,7 @@ class Keeper:
     def _take_number(self, now: float) -> int:
         self.now = now
         if len(self._operations) >= limits.KV_OPERATIONS_MAX:
-            raise OverloadedError(
-                f"expected at most {limits.KV_OPERATIONS_MAX} operations in flight, found one "
-                "more; wait for some to end"
-            )
+            raise _too_many()
         return self._next_number()
 
     def _next_number(self) -> int:
@@ -329,9 +332,16 @@ class Keeper:
             del self._waiting[key]
             return
         self._waiting[key] = remaining
-        if was_first:
-            remaining[0].begin(self.now)
-            self._arm(remaining[0])
+        if not was_first:
+            return
+        self._free.append(key)
+        if len(self._free) > 1:
+            return  # The loop below is under way: a long line is no deep stack.
+        while self._free:
+            first = self._waiting[self._free[0]][0]
+            first.begin(self.now)
+            self._arm(first)
+            self._free.popleft()
 
     # Requests of other nodes.
 
@@ -352,6 +362,8 @@ class Keeper:
         self.stamps.hear(request.stamp, now)
         if request.boot != self.me.boot:
             return self._did(Code.WRONG_BOOT)
+        if len(self._operations) >= limits.KV_OPERATIONS_MAX:
+            return self._did(Code.OK, error=_too_many())
         number = self._next_number()
         self._handles[number] = handle
         deadline = now + request.budget_ms / 1000.0
@@ -363,7 +375,11 @@ class Keeper:
         revision, stamp = self.ring.revision, self.stamps.peek(self.now)
         if error is None:
             return Did(code, revision, stamp, version)
-        return Did(code, revision, stamp, b"", type(error).__name__, error.reason, str(error))
+        known = error.facts.get("version", 0)
+        assert isinstance(known, int)
+        version = known.to_bytes(len(NOTHING), "big")
+        name = type(error).__name__
+        return Did(code, revision, stamp, version, name, error.reason, str(error))
 
     # The four verbs.
 
@@ -424,13 +440,12 @@ class Keeper:
         self.stamps.hear(answer.stamp, now)
         if answer.revision > self.ring.revision:
             self._want_ring(owner.node, now)
-        if generation is None:
-            target.answered(owner, answer, now)  # type: ignore[arg-type]
+        if not isinstance(target, Operation):
+            target.answered(owner, answer, now)
             return
-        assert isinstance(target, Operation)
         if target.number in self._operations and target.generation == generation:
-            if isinstance(answer, Answer | Did):
-                target.answered(owner, answer, now)  # type: ignore[arg-type]
+            if isinstance(answer, target.answer_type):
+                target.answered(owner, answer, now)
             else:
                 target.unanswered(owner, True, now)
             self._arm(target)
@@ -440,10 +455,9 @@ class Keeper:
         if asked is None:
             return
         target, owner, generation = asked
-        if generation is None:
-            target.answered(owner, None, now)  # type: ignore[arg-type]
+        if not isinstance(target, Operation):
+            target.answered(owner, None, now)
             return
-        assert isinstance(target, Operation)
         if target.number in self._operations and target.generation == generation:
             target.unanswered(owner, sent, now)
             self._arm(target)
@@ -480,7 +494,7 @@ class Keeper:
     def ask(self, operation: Operation, owner: Owner, request: Request) -> None:
         if owner == self.me:
             answer = self.replica.serve(request, self.now)  # type: ignore[arg-type]
-            operation.answered(owner, answer, self.now)  # type: ignore[arg-type]
+            operation.answered(owner, answer, self.now)
             return
         self._token += 1
         self._asked[self._token] = (operation, owner, operation.generation)
@@ -526,6 +540,9 @@ class Keeper:
             if handle:
                 self._answers.append((handle, self._answer_of(result)))
         else:
+            if isinstance(result, bytes):
+                at = int(self.now * 1000.0)
+                result = outgoing(ended(result, at), at)
             self._done.append((number, result))
 
     def _answer_of(self, result: object) -> Did:
@@ -578,9 +595,15 @@ class Keeper:
         """Assert all invariants. Cost: O(entries)."""
         self.replica.check()
         self.upkeep.check()
-        assert self._armed.keys() <= self._operations.keys()
-        assert all(number in self._operations for number in self._settling)
+        assert self._armed.keys() == self._operations.keys()
         assert len(self._timers) == len(self._armed)
+        assert not self._free
+        lines = {o.number: key for key, line in self._waiting.items() for o in line}
+        assert all(self._waiting.values())
+        assert lines == self._settling
+        assert self._settling.keys() <= self._operations.keys()
+        assert self._handles.keys() <= self._operations.keys()
+        assert self._handing.keys() <= self._operations.keys()
 
 
 class _Fetching:
@@ -592,6 +615,13 @@ class _Fetching:
     def answered(self, owner: Owner, answer: AnyAnswer | None, now: float) -> None:
         if isinstance(answer, RingState) and answer.revision > self._keeper.ring.revision:
             self._keeper._fetched.append(answer.state)
+
+
+def _too_many() -> OverloadedError:
+    return OverloadedError(
+        f"expected at most {limits.KV_OPERATIONS_MAX} operations in flight, found one more; wait "
+        "for some to end"
+    )
 
 
 def _entry(version: bytes, value: bytes | None, left: int, *, flags: int = 0) -> bytes:

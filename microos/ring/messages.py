@@ -148,9 +148,9 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     code: int
     revision: _U64
     stamp: _Stamp
-    entry: bytes | None = None
+    entry: _Entry | None = None
     """What is here, to Read and Prepare; what is newer, to the others."""
-    promised: bytes = b""
+    promised: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     """The newer ballot, if that is why it was refused."""
 
 
@@ -197,12 +197,13 @@ class RingState(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
 
 
 class Did(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
-    """To Do: the version written, or why not."""
+    """To Do: what came of it."""
 
     code: int
     revision: _U64
     stamp: _Stamp
-    version: bytes = b""
+    version: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    """Written, or found instead."""
     error: str = ""
     """Class of the error tree; empty: it was written."""
     reason: str = ""

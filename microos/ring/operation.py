@@ -13,16 +13,11 @@ is up: asking twice is harmless.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
-from microos.errors import (
-    MicroosError,
-    NoQuorumError,
-)
-from microos.ring.entry import (
-    is_newer,
-)
-from microos.ring.messages import Answer, Code, Request
+from microos.errors import MicroosError, NoQuorumError
+from microos.ring.entry import ended, incoming, is_newer, outgoing
+from microos.ring.messages import Answer, AnyAnswer, Code, Request
 from microos.ring.quorum import Votes
 from microos.ring.ring import Owner, Ring
 from microos.ring.stamps import Stamps
@@ -86,6 +81,9 @@ class Operation:
         "wants_ring",
     )
 
+    answer_type: ClassVar[type[AnyAnswer]] = Answer
+    """What its requests are answered by."""
+
     def __init__(
         self, desk: Desk, number: int, slot: int, name: bytes, *, one: bool, deadline: float
     ) -> None:
@@ -125,7 +123,7 @@ class Operation:
         self.at = self.deadline
         self._begin(now)
 
-    def answered(self, owner: Owner, answer: Answer, now: float) -> None:
+    def answered(self, owner: Owner, answer: AnyAnswer, now: float) -> None:
         """Take in an answer to the present try."""
         self._asked.pop(owner, None)
         code = answer.code
@@ -176,7 +174,7 @@ class Operation:
     def _request(self, owner: Owner, stamp: int) -> Request:
         raise NotImplementedError
 
-    def _answered(self, owner: Owner, answer: Answer, now: float) -> None:
+    def _answered(self, owner: Owner, answer: Any, now: float) -> None:
         raise NotImplementedError
 
     def _without(self, owner: Owner, now: float) -> None:
@@ -222,6 +220,15 @@ class Operation:
         self._again[owner] = None
         self._wake_at(now + self._pause)
         self._pause = min(2 * self._pause, AGAIN_MAX)
+
+    def _taken_in(self, entry: bytes) -> bytes:
+        """Return an entry that has come, its end on the clock here: it may wait for long."""
+        return incoming(entry, int(self.desk.now * 1000.0))
+
+    def _to_send(self, entry: bytes) -> bytes:
+        """Return an entry of ours as it travels now."""
+        at = int(self.desk.now * 1000.0)
+        return outgoing(ended(entry, at), at)
 
     def _wake_at(self, at: float) -> None:
         self.at = min(self.at, at)

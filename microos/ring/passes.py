@@ -13,6 +13,7 @@ from typing import Protocol
 
 from microos import limits
 from microos.ring.entry import (
+    ended,
     is_atomic,
     is_tombstone,
     outgoing,
@@ -67,8 +68,9 @@ class Upkeep(Protocol):
 
     desk: Desk
     replica: Replica
-    bytes_pulled: int
 
+    def may_fetch(self, work: Pulling, now: float) -> bool: ...
+    def fetched(self, size: int) -> None: ...
     def count(self, slot: int, owner: Owner, revision: int, synced: bool, now: float) -> None: ...
     def dropped(self, slot: int) -> None: ...
     def before(self, now: float) -> int: ...
@@ -109,11 +111,16 @@ class Pulling(Pass):
     def __init__(self, upkeep: Upkeep, slot: int, owner: Owner) -> None:
         super().__init__(upkeep, slot, owner)
         self._wanted: list[bytes] = []
+        self._is_fetching = False
         self._listing: Listing | None = None
         self._first: Listing | None = None
         """The first page: what the source went by when it began."""
 
     def answered(self, owner: Owner, answer: AnyAnswer | None, now: float) -> None:
+        if self._is_fetching:
+            self._is_fetching = False
+            entries = answer.entries if isinstance(answer, Entries) else ()
+            self.upkeep.fetched(sum(len(name) + len(entry) for name, entry in entries))
         match answer:
             case Listing(code=0 | Code.UNSYNCED, equal=True):
                 self._end(answer, now)
@@ -140,7 +147,6 @@ class Pulling(Pass):
         replica = self.upkeep.replica
         bows = len(replica.ring.chains[self.slot]) == 1 and self.slot in replica.synced
         for name, entry in answer.entries:
-            self.upkeep.bytes_pulled += len(name) + len(entry)
             if not replica.take_pulled(self.slot, name, entry, now, bows=bows):
                 self.upkeep.desk.decide(self.slot, name)
         last = answer.entries[-1][0] if answer.entries else None
@@ -154,12 +160,18 @@ class Pulling(Pass):
         listing = self._listing
         assert listing is not None
         if self._wanted:
-            self._ask(Fetch, self.slot, tuple(self._wanted[: limits.KV_PAGE_NAMES]))
+            self.fetch(now)
         elif listing.last:
             self._end(self._first or listing, now)
         else:
             self._after = listing.names[-1][0]
             self._list()
+
+    def fetch(self, now: float) -> None:
+        """Ask for the next entries wanted, when the transfer rate allows."""
+        if self.upkeep.may_fetch(self, now):
+            self._is_fetching = True
+            self._ask(Fetch, self.slot, tuple(self._wanted[: limits.KV_PAGE_NAMES]))
 
     def _end(self, begun: Listing, now: float) -> None:
         synced = begun.code == Code.OK
@@ -200,7 +212,7 @@ class Handing(Pass):
         replica, at = self.upkeep.replica, int(now * 1000.0)
         before = self.upkeep.before(now)
         lacking = [
-            (name, outgoing(entry, at))
+            (name, outgoing(ended(entry, at), at))
             for name, entry in replica.store.entries(self.slot)
             if version_of(entry) > self._theirs.get(name, b"")
             and not is_atomic(entry)

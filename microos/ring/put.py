@@ -20,7 +20,7 @@ from microos.ring.entry import (
     version_bytes,
     version_of,
 )
-from microos.ring.messages import Answer, Code, Request, Write
+from microos.ring.messages import Answer, AnyAnswer, Code, Request, Write
 from microos.ring.operation import Desk, Operation
 from microos.ring.quorum import Votes
 from microos.ring.ring import Owner
@@ -46,16 +46,30 @@ class Put(Operation):
         """Make it.
 
         Args:
-            entry: As it travels, with its version.
+            entry: As it travels, with its version; its time begins now.
             is_repeat: The version is that of an earlier call, and stays.
         """
         super().__init__(desk, number, slot, name, one=one, deadline=deadline)
-        self._entry = entry
+        self._entry = self._taken_in(entry)
         self._newest = NOTHING
         self._is_above = is_repeat
         self._full = False
         self._sent = False
+        """Whether an owner may have kept it, in this try or an earlier one."""
         self.acks = 0
+
+    def begin(self, now: float) -> None:
+        self._sent |= self._is_out()
+        super().begin(now)
+
+    def _is_out(self) -> bool:
+        """Whether others than this node have been asked and owe an answer."""
+        return any(owner != self.desk.me for owner in self._asked)
+
+    def answered(self, owner: Owner, answer: AnyAnswer, now: float) -> None:
+        # Also where the slot has changed: it is kept there, and does not count.
+        self._sent |= not answer.code & (Code.FULL | Code.WRONG_BOOT)
+        super().answered(owner, answer, now)
 
     def _begin(self, now: float) -> None:
         self.acks = 0
@@ -66,7 +80,8 @@ class Put(Operation):
         self._ask_all(up, now)
 
     def _request(self, owner: Owner, stamp: int) -> Request:
-        return Write(owner.boot, self.revision, stamp, self.slot, self.name, self._entry)
+        entry = self._to_send(self._entry)
+        return Write(owner.boot, self.revision, stamp, self.slot, self.name, entry)
 
     def _answered(self, owner: Owner, answer: Answer, now: float) -> None:
         code = answer.code
@@ -97,7 +112,7 @@ class Put(Operation):
         return bool(self._asked or self._again) if self.one else self.votes.possible
 
     def _impossible(self, now: float) -> None:
-        if self.acks or self._sent or any(owner != self.desk.me for owner in self._asked):
+        if self._sent or self._is_out():
             version = number_of(version_of(self._entry))
             self.desk.finish(
                 self,

@@ -132,12 +132,9 @@ class Store:
         """Replace all whose time is over at `now` [s] by tombstones; return how many."""
         count = 0
         for slot, name in self._ends.due(now):
+            # Its tick has come, so it is over, whatever milliseconds `now` is rounded to.
             entry = self._slots[slot][name]
-            dead = ended(entry, int(now * 1000.0))
-            if dead is entry:
-                self._ends.add((slot, name), end_of(entry) / 1000.0)  # A tick too early.
-            else:
-                count += self.apply(slot, name, dead)
+            count += self.apply(slot, name, ended(entry, end_of(entry)))
         return count
 
     def purge(self, slot: int, name: bytes, version: bytes) -> bool:

@@ -38,6 +38,9 @@ PATIENCE = 2.0
 """How long a fill waits for sources beyond those it needs [s]: a write that one owner alone has
 acknowledged is lost with that owner, but not with the move."""
 
+TRANSFER_BURST = 0.1
+"""What may be fetched at once without a pause, as time at the transfer rate [s]."""
+
 PURGE_INTERVAL = 60.0
 
 HURRIED_GRACE = 0.2
@@ -65,6 +68,7 @@ class Upkeep:
         compare_interval: Between two comparisons with some other owner [s].
         drop_grace: How long a slot that is no longer ours is kept at least [s].
         tombstone_window: How long a removed value leaves a trace at least [s].
+        transfer_rate: How fast entries of other copies are fetched [bytes/s].
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Upkeep:
         compare_interval: float,
         drop_grace: float,
         tombstone_window: float,
+        transfer_rate: int,
         now: float,
     ) -> None:
         self.desk = desk
@@ -97,11 +102,17 @@ class Upkeep:
         self._fill_at = inf
         self._compare_at = now + compare_interval * (0.75 + 0.5 * desk.random.random())
         self._purge_at = now + PURGE_INTERVAL
+        self._rate = transfer_rate
+        self._paid_at = now
+        """When all that was fetched would have come at the transfer rate [s]."""
+        self._held: deque[Pulling] = deque()
+        """Passes that wait until they may fetch."""
         self.bytes_pulled = 0
 
     @property
     def deadline(self) -> float:
-        return min(self._fill_at, self._compare_at, self._purge_at, self._drop_at)
+        fetch_at = self._paid_at - TRANSFER_BURST if self._held else inf
+        return min(self._fill_at, self._compare_at, self._purge_at, self._drop_at, fetch_at)
 
     @property
     def filling(self) -> int:
@@ -150,6 +161,8 @@ class Upkeep:
 
     def wake(self, now: float) -> None:
         """Do what is due."""
+        while self._held and now >= self._paid_at - TRANSFER_BURST:
+            self._held.popleft().fetch(now)
         if now >= self._fill_at:
             self._fill_at = inf
             self._ask_sources(now)
@@ -257,6 +270,22 @@ class Upkeep:
         if self._fills and not self._passes:
             self._fill_at = min(self._fill_at, now)
 
+    def may_fetch(self, work: Pulling, now: float) -> bool:
+        """Return whether a page may be fetched now; if not, `work.fetch` is called when it may.
+
+        A page is charged when it is asked for, and corrected by `fetched`.
+        """
+        if now < self._paid_at - TRANSFER_BURST:
+            self._held.append(work)
+            return False
+        self._paid_at = max(self._paid_at, now) + limits.KV_PAGE_BYTES / self._rate
+        return True
+
+    def fetched(self, size: int) -> None:
+        """A page has come, or will not."""
+        self._paid_at += (size - limits.KV_PAGE_BYTES) / self._rate
+        self.bytes_pulled += size
+
     # Comparing.
 
     def _compare_with_next(self) -> None:
@@ -334,6 +363,7 @@ class Upkeep:
         """Assert the invariants."""
         assert 0 <= self._under_way <= PASSES_MAX
         assert len(self._busy) == self._under_way + len(self._passes)
+        assert len(self._held) <= self._under_way
         for slot in self._fills:
             assert not self.replica.is_whole(slot)
             assert self.replica.me in self.replica.ring.everyone[slot]

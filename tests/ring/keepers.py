@@ -29,7 +29,11 @@ from microos.types import BootId, Incarnation, NodeId, Revision, Version
 
 BUCKET = "b"
 SETTINGS = KeeperSettings(
-    size_max=1 << 24, compare_interval=3.0, drop_grace=1.0, tombstone_window=3600.0
+    size_max=1 << 24,
+    compare_interval=3.0,
+    drop_grace=1.0,
+    tombstone_window=3600.0,
+    transfer_rate=1 << 25,
 )
 
 
@@ -41,9 +45,15 @@ class Operation(msgspec.Struct):
     value: int
     condition: int | None
     begun: float
+    left: int = 0
+    """Time to live [ms]; 0: for ever."""
+    deadline: float = inf
+    one: bool = False
     ended: float = inf
     result: object = None
     """A version, an entry or None; an error; `inf` as `ended`: unknown."""
+    cancel: Callable[[], None] = lambda: None
+    """Forgets it, as a task that is cancelled does; there is no result then."""
 
 
 class Node:
@@ -70,9 +80,17 @@ class Node:
 class World:
     """The nodes, the log and the time."""
 
-    def __init__(self, seed: int, nodes: int = 5, *, calm: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        nodes: int = 5,
+        *,
+        calm: bool = False,
+        settings: KeeperSettings = SETTINGS,
+    ) -> None:
         """Make the world; `calm`: no message is lost or late, and no link breaks."""
         self.calm = calm
+        self._keeper_settings = settings
         self.random = random.Random(seed)
         self.now = 0.0
         self.loss = 0.0 if calm else 0.02
@@ -123,7 +141,7 @@ class World:
         node.since = self.now
         keeper = Keeper(
             node.owner,
-            SETTINGS,
+            self._keeper_settings,
             random=random.Random(self.random.random()),
             now=node.now(),
             wall=1e9 + self.now,
@@ -330,7 +348,7 @@ class World:
         keeper = node.keeper
         if keeper is None:
             return None
-        operation = Operation(kind, key, value, condition, self.now)
+        operation = Operation(kind, key, value, condition, self.now, left, self.now + timeout, one)
         self.history.append(operation)
         slot, name = slot_of(seed_of(BUCKET), key), name_of(BUCKET, key)
         now = node.now()
@@ -357,7 +375,14 @@ class World:
             operation.ended = self.now
             operation.result = result
 
-        self._pending[number, node.boots, token] = told
+        boot = node.boots
+
+        def cancel() -> None:
+            if self._pending.pop((number, boot, token), None) and self._lives(number, boot):
+                self._with(number, lambda keeper, now: keeper.cancel(token, now))
+
+        operation.cancel = cancel
+        self._pending[number, boot, token] = told
         self._perform(number, node.boots, keeper)
         self._arm(number, node.boots, keeper)
         return operation
