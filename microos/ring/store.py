@@ -132,12 +132,10 @@ class Store:
         """Replace all whose time is over at `now` [s] by tombstones; return how many."""
         count = 0
         for slot, name in self._ends.due(now):
+            # What is due has ended, even if `now` in whole milliseconds falls short of it by a
+            # rounding: put back it would be due again at once, for ever.
             entry = self._slots[slot][name]
-            dead = ended(entry, int(now * 1000.0))
-            if dead is entry:
-                self._ends.add((slot, name), end_of(entry) / 1000.0)  # A tick too early.
-            else:
-                count += self.apply(slot, name, dead)
+            count += self.apply(slot, name, ended(entry, end_of(entry)))
         return count
 
     def purge(self, slot: int, name: bytes, version: bytes) -> bool:
