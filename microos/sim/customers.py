@@ -182,7 +182,13 @@ class Customers:
             operation.kind = "get" if dice < 4 else "put" if dice < 9 else "delete"
             if dice == 8:
                 operation.left_ms = self._chance.randrange(100, 3000)
-        self.do(operation, lambda: self._later(self._think(), lambda: self._next(number)))
+
+        def again() -> None:
+            # Who is told at once that there is no quorum would fill the history with that.
+            pause = self._think() * (4 if operation.outcome == "unavailable" else 1)
+            self._later(pause, lambda: self._next(number))
+
+        self.do(operation, again)
 
     def _conditional(self, operation: KvOperation, dice: int) -> None:
         known = self._known.get(operation.key, 0)
