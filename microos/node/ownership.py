@@ -24,6 +24,7 @@ from microos.hashing import xxh3
 from microos.raft.entry import Stamp
 from microos.raft.machine import Outcome, Refused, pieces
 from microos.ring.epochs import (
+    Applied,
     Command,
     Denied,
     Done,
@@ -82,7 +83,7 @@ class OwnershipMachine:
                 )
             )
         revision = Revision(packed(stamp.epoch, stamp.index))
-        applied = apply(self._state, body, revision, self._scores)
+        applied = self._apply(self._state, body, revision)
         if applied.state is not self._state:
             self._become(applied.state)
         match applied.result:
@@ -90,6 +91,9 @@ class OwnershipMachine:
                 return Outcome(encode(Refused(error, reason, message)))
             case Done() as done:
                 return Outcome(encode(done), applied.notes)
+
+    def _apply(self, state: RingState, command: Command, revision: Revision) -> Applied:
+        return apply(state, command, revision, self._scores)
 
     def ended(self, sessions: tuple[SessionId, ...], stamp: Stamp) -> tuple[object, ...]:
         """Nothing here belongs to a session."""

@@ -65,7 +65,7 @@ class Proof(IntEnum):
     BOOT = 0
     """A newer boot of its node takes part."""
     LEFT = 1
-    """Answering no more was its last act."""
+    """Answering no more was its last act, or a newer boot of its node takes no part."""
     WORD = 2
     """An operator has said so."""
 
@@ -162,7 +162,7 @@ class Propose(msgspec.Struct, frozen=True, array_like=True, tag=1):
     members: tuple[Member, ...]
     """By node, each once; at least one."""
     gone: tuple[Owner, ...] = ()
-    """Owners that have left and answer no more."""
+    """Owners that answer no more: they have left, or restarted without taking part again."""
     digest: int = 0
     """Of the table the proposer computed (`placement.digest`)."""
 

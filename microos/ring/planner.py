@@ -243,7 +243,8 @@ class Planner:
         if due and len(dead) + len(self._removed) > limit:
             self._notes.append(RemovalsHeld(tuple(dead), limit))
             return Pause(REMOVALS)
-        wish = (self._members(due), self._left())
+        members = self._members(due)
+        wish = (members, self._left(members))
         if wish == (state.members, ()) or not wish[0]:
             self._wish = None
             return None
@@ -318,14 +319,17 @@ class Planner:
                 members[view.node] = member
         return tuple(members[node] for node in sorted(members))
 
-    def _left(self) -> tuple[Owner, ...]:
-        """Return the owners that have left since they were last proposed."""
+    def _left(self, members: tuple[Member, ...]) -> tuple[Owner, ...]:
+        """Return the owners that are gone and not yet known to be, besides those that `members`
+        replace: they have left, or their node has restarted and does not take part."""
         found = []
+        boots = {member.node: member.boot for member in members}
         for owner in self._owners:
             view = self._views.get(owner.node)
-            if view is None or view.state != "left" or self._is_old(view):
+            if view is None or self._is_old(view) or owner in self._state.gone:
                 continue
-            if owner not in self._state.gone:
+            restarted = view.boot not in (0, owner.boot) and owner.node not in boots
+            if view.state == "left" or restarted:
                 found.append(owner)
         return tuple(found)
 

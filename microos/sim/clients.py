@@ -27,6 +27,7 @@ from microos.raft.core import Raft, Role
 from microos.raft.entry import Command
 from microos.raft.sessions import Expire, Open, Opened, decode_system_result
 from microos.sim.host import Host
+from microos.sim.keeping import Proposing
 from microos.sim.member import Member
 from microos.sim.swarm import Config
 from microos.sim.world import exponential
@@ -65,6 +66,7 @@ class Kind(IntEnum):
     ACQUIRE = 4
     RELEASE = 5
     CANCEL = 6
+    RING = 7
 
 
 class Operation(msgspec.Struct):
@@ -128,6 +130,8 @@ class Agent:
         self._heard: dict[SessionId, float] = {}
         self._expiring: dict[SessionId, None] = {}
         self._swept = -inf
+        self.proposing: Proposing | None = None
+        """What this member proposes for the ring while it leads."""
         member.listener = self
         self._later(self._think(), self._open)
 
@@ -329,6 +333,14 @@ class Agent:
 
     # Commands on their way.
 
+    def submit(self, machine: int, body: bytes, told: Callable[[bytes | None], None]) -> None:
+        """Commit a command of the node's own; None is told if nobody knows what became of it."""
+        if self._lost():
+            told(None)
+            return
+        client = f"{self.host.name}.{self.host.boot}.node"
+        self._do(Kind.RING, client, "ring", machine, body, _nothing, told)
+
     def _submit(
         self, command: Command, done: Callable[[bytes | None], None], *, stubborn: bool = False
     ) -> None:
@@ -354,7 +366,7 @@ class Agent:
         due = inf
         for pending in self._pending.values():
             due = min(due, pending.deadline, pending.retry_at)
-        return due
+        return due if self.proposing is None else min(due, self.proposing.deadline)
 
     def applied(self, done: Done) -> None:
         """Take in what an entry came to on this node."""
@@ -437,6 +449,8 @@ class Agent:
         leads = (
             raft.role is Role.LEADER and raft.log.term(self.member.machines.applied) == raft.term
         )
+        if self.proposing is not None:
+            self.proposing.turned(leads, self.member.machines.configuration)
         if not leads:
             self._leading = None
             return

@@ -13,23 +13,34 @@ from collections.abc import Sequence
 from math import log10
 
 from microos.config.machine import ConfigMachine
-from microos.raft.composite import Machines
+from microos.node.ownership import NUMBER as OWNERSHIP
+from microos.node.steward import STATES
+from microos.raft.composite import Done, Machines
 from microos.raft.core import Proposed
-from microos.raft.entry import Change, Configuration, SnapshotMark
+from microos.raft.entry import Change, Configuration, Entry, SnapshotMark
 from microos.raft.messages import Snapshot
+from microos.ring.planner import View
+from microos.ring.ring import Owner
+from microos.sim.calls import Calls
+from microos.sim.checkers.calls import CallChecker
 from microos.sim.checkers.gossip import GossipChecker
+from microos.sim.checkers.kv import KvChecker
 from microos.sim.checkers.membership import MembershipChecker
 from microos.sim.checkers.raft import RaftChecker
 from microos.sim.checkers.witness import Witness
 from microos.sim.clients import AGENT, Agent, Operation
 from microos.sim.clock import Line
 from microos.sim.columns import Columns
+from microos.sim.customers import Customers, keys_of
 from microos.sim.faults import LEADER, Fault, Faults
-from microos.sim.host import Host, node_id
+from microos.sim.hearsay import Hearsay, boot_of
+from microos.sim.host import Host, node_id, node_name
+from microos.sim.keeping import Keeping, Proposing
 from microos.sim.member import EPOCH, RAFT, Member
 from microos.sim.network import SimulatedNetwork
+from microos.sim.rings import Rings, SharingMachine
 from microos.sim.rumours import GOSSIP, LINK, Rumour, address_of
-from microos.sim.swarm import Config, calmed, tail_weather
+from microos.sim.swarm import Config, Store, calmed, tail_weather
 from microos.sim.world import FAULT, SECOND, World
 from microos.sync.machine import LockMachine
 from microos.types import Address, Index, NodeId, Term
@@ -39,6 +50,9 @@ DEATH_WITHIN = 5
 """A triggered crash comes within this many mean syncs."""
 RESTART_AFTER = SECOND
 SAMPLE_EVERY = SECOND
+SERVED_AT_THE_END = 3 * SECOND // 2
+"""So long before the clients stop everything they ask of store and calls has to succeed [ns]."""
+
 ELECTED_WITHIN, SERVED_WITHIN, EQUAL_WITHIN = 10, 20, 30
 """Bounds of the quiet tail, in election timeouts."""
 
@@ -78,8 +92,28 @@ class CoresWorld:
         self._agents: list[Agent | None] = [None] * config.nodes
         self._quiet = False
         self._witness = Witness(self.world, self._running_agents)
-        oracle = Machines(EPOCH, (LockMachine(), ConfigMachine()))
-        self._checker = RaftChecker(self.world, oracle, self._witness.committed)
+        self._rings = Rings()
+        self._ring = SharingMachine(self._rings)
+        oracle = Machines(EPOCH, (LockMachine(), ConfigMachine(), self._ring))
+        self._checker = RaftChecker(self.world, oracle, self._committed)
+        self._calls: list[Calls | None] = [None] * config.nodes
+        self._keepings: dict[Owner, Keeping] = {}
+        """Of the processes that run."""
+        self._undisturbed_ns = [0] * config.nodes
+        """By node: since when its process has run, unpaused and in time [ns]."""
+        self._hearsay: Hearsay | None = None
+        self._kv: KvChecker | None = None
+        self._call_checker = CallChecker(self.world)
+        if config.store is not None:
+            self._kv = KvChecker(self.world, keys_of(config.store), lambda: self._keepings)
+            if config.members < config.nodes:
+                self._hearsay = Hearsay(
+                    self.world,
+                    self._hosts[: config.nodes],
+                    dead_after_ns=config.store.dead_after_ns,
+                    wrong_ppm=config.store.wrong_ppm,
+                    is_quiet=lambda: self._quiet,
+                )
         voters = tuple(node_id(n) for n in range(config.nodes))
         self._founding = SnapshotMark(Index(1), Term(1), Configuration(voters=voters))
         self._stop = config.end_ns - min(3 * SECOND, (config.end_ns - config.tail_ns) // 3)
@@ -123,7 +157,13 @@ class CoresWorld:
                 gc.enable()
 
     def operations(self) -> int:
-        return len(self.history)
+        asked = len(self._kv.history) if self._kv is not None else 0
+        return len(self.history) + asked + len(self._call_checker.history)
+
+    def _committed(self, entry: Entry, done: Done) -> None:
+        self._witness.committed(entry, done)
+        if self._kv is not None:
+            self._kv.moved(self._ring.state)
 
     def _settle(self) -> None:
         self._settled = self._checker.last_index
@@ -139,6 +179,7 @@ class CoresWorld:
             self.disk(host.number, "full", False)
             host.sync_fails = False
             host.gate.delay = 0
+            self._disturb(host.number)
             if host.gate.paused:
                 host.gate.resume()
             self.start(host.number)
@@ -184,6 +225,7 @@ class CoresWorld:
         if self.config.members:
             self._gossip.final(self._gone)
         voters = self._checker.oracle.configuration.voters
+        self._final_store()
         for number, member in enumerate(self._members):
             if member is None or member.raft is None:
                 self.world.fail("liveness", "recovery", f"n{number} has not come back")
@@ -193,6 +235,23 @@ class CoresWorld:
             if behind > 0 and member.host.id in voters:
                 status = member.raft.status()
                 self.world.fail("liveness", "views", f"{member.host.name} lacks {behind}: {status}")
+
+    def _final_store(self) -> None:
+        """Store and calls serve everybody again, in time, and nothing is left over."""
+        if self._kv is None:
+            return
+        running = {
+            f"{host.name}.{host.boot}": float(self._undisturbed_ns[host.number])
+            for host in self._hosts[: self.config.nodes]
+        }
+        since = self._stop - SERVED_AT_THE_END
+        inside = self._checker.oracle.configuration.members()
+        self._kv.overdue(running)
+        self._kv.final(since, [node_name(node) for node in inside])
+        self._call_checker.final(since, running)
+        for calls in self._calls:
+            if calls is not None:
+                calls.check()
 
     # What hosts need.
 
@@ -226,6 +285,28 @@ class CoresWorld:
 
     def is_up(self, node: NodeId) -> bool:
         return not self._hosts[self._number[node]].gate.dead
+
+    # What calls and the store need.
+
+    def calls_of(self, node: NodeId) -> Calls | None:
+        calls = self._calls[self._number[node]]
+        return calls if calls is not None and calls.is_alive() else None
+
+    def is_silent_node(self, node: NodeId) -> bool:
+        return self._hosts[self._number[node]].silent
+
+    def _views(self, number: int) -> tuple[View, ...]:
+        """Return the members as one of them sees them."""
+        if self._hearsay is not None:
+            return self._hearsay.views(number)
+        rumour = self._rumours[number]
+        if rumour is None:
+            return ()
+        return tuple(
+            View(m.node, m.boot, m.incarnation, STATES[m.state], m.since)
+            for m in rumour.gossip.members()
+            if self._number[m.node] < self.config.nodes
+        )
 
     # What gossip needs.
 
@@ -297,6 +378,7 @@ class CoresWorld:
             self._rumours[node] = Rumour(host, self, self.config.gossip)
         if node >= self.config.nodes:
             return
+        machine = SharingMachine(self._rings)
         member = Member(
             host,
             self._checker,
@@ -304,9 +386,50 @@ class CoresWorld:
             founding=self._founding,
             turn_ns=self.config.turn_ns,
             segment_bytes=self.config.segment_bytes,
+            ring=machine,
         )
         self._members[node] = member
-        self._agents[node] = Agent(host, member, self.config, self.history, self._stop)
+        agent = self._agents[node] = Agent(host, member, self.config, self.history, self._stop)
+        if self.config.store is not None:
+            self._start_store(host, member, agent, machine, self.config.store)
+
+    def _start_store(
+        self, host: Host, member: Member, agent: Agent, machine: SharingMachine, store: Store
+    ) -> None:
+        number = host.number
+        assert self._kv is not None
+        self._undisturbed_ns[number] = self.world.now
+        if self._hearsay is not None:
+            self._hearsay.forget(number)
+        calls = self._calls[number] = Calls(host, boot_of(host), self)
+        keeping = Keeping(
+            host,
+            calls,
+            machine,
+            self._rings,
+            store.kv,
+            views=lambda: self._views(number),
+            leader=lambda: member.raft.leader if member.raft is not None else None,
+        )
+        self._keepings[keeping.owner] = keeping
+        agent.proposing = keeping.proposing = Proposing(
+            host,
+            machine,
+            store.ring,
+            views=lambda: self._views(number),
+            submit=lambda body, told: agent.submit(OWNERSHIP, body, told),
+            soon=member.soon,
+        )
+        Customers(
+            host,
+            keeping,
+            calls,
+            store,
+            kv_judge=self._kv,
+            call_judge=self._call_checker,
+            nodes=[node_id(n) for n in range(self.config.nodes)],
+            stop_ns=self._stop,
+        )
 
     def crash(self, node: int, *, silent: bool) -> None:
         host = self._hosts[node]
@@ -318,15 +441,30 @@ class CoresWorld:
             rumour.end(silent=silent)
         if node < self.config.nodes:
             self._members[node] = self._agents[node] = None
+            self._crash_store(host, silent=silent)
+
+    def _crash_store(self, host: Host, *, silent: bool) -> None:
+        calls, self._calls[host.number] = self._calls[host.number], None
+        if calls is not None and self._kv is not None:
+            calls.end(silent=silent)
+            owner = Owner(host.id, boot_of(host))
+            del self._keepings[owner]
+            self._kv.crashed(owner)
 
     def pause(self, node: int) -> None:
         self._hosts[node].gate.pause()
 
     def resume(self, node: int) -> None:
+        self._disturb(node)
         self._hosts[node].gate.resume()
 
     def slow(self, node: int, delay: int) -> None:
+        self._disturb(node)
         self._hosts[node].gate.delay = delay
+
+    def _disturb(self, node: int) -> None:
+        if node < self.config.nodes:
+            self._undisturbed_ns[node] = self.world.now
 
     def disk(self, node: int, kind: str, on: bool) -> None:
         host = self._hosts[node]

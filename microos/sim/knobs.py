@@ -12,7 +12,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from microos.settings import GossipSettings, RaftSettings
+from microos.settings import GossipSettings, KvSettings, RaftSettings, RingSettings
 from microos.sim.world import MILLISECOND, SECOND, log_uniform
 
 RAFT_DRAWN = (
@@ -34,7 +34,15 @@ GOSSIP_DRAWN = (
     "datagram_size",
     "eager_delay",
 )
+RING_DRAWN = ("batch_window", "batch_window_max", "replace_after")
+KV_DRAWN = ("compare_interval", "drop_grace")
 FIXED = {
+    "participate": "every member keeps copies; who is no longer in the group takes no part",
+    "weight": "placement has tests of its own",
+    "zone": "placement has tests of its own",
+    "timeout": "drawn with each operation",
+    "memory": "a full store has tests of its own",
+    "tombstone_window": "longer than any world: a late message must find the trace of a delete",
     "pre_vote": "switches a promise off",
     "check_quorum": "switches a promise off",
     "inflight_bytes_max": "at least the largest entry",
@@ -112,3 +120,20 @@ def draw_gossip(chance: Random, tail: int, nodes: int) -> GossipSettings:
         if chance.random() < 0.5:
             knobs[name] = chance.choice(choices)
     return replace(drawn, **knobs, eager_delay=chance.choice((0.0, 0.002, 0.01)))
+
+
+def draw_ring(chance: Random) -> RingSettings:
+    """Return settings under which the ring has moved on several times by the end of a world."""
+    window = chance.choice((0.1, 0.3, 0.5))
+    return RingSettings(
+        batch_window=window,
+        batch_window_max=window * chance.choice((1, 2)),
+        replace_after=chance.choice((0.5, 1.0, 3.0)),
+    )
+
+
+def draw_kv(chance: Random) -> KvSettings:
+    """Return settings whose bounds fit into a quiet tail."""
+    return KvSettings(
+        compare_interval=chance.choice((0.5, 1.0)), drop_grace=chance.choice((0.2, 1.0, 3.0))
+    )

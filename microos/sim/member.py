@@ -39,6 +39,7 @@ from microos.settings import RaftSettings
 from microos.sim.checkers.raft import RaftChecker
 from microos.sim.errand import ErrandLock, run_errand
 from microos.sim.host import Host
+from microos.sim.rings import SharingMachine
 from microos.sim.world import SECOND
 from microos.storage.disk import Disk
 from microos.storage.files import Identity
@@ -79,6 +80,7 @@ class Member:
     Args:
         founding: What the founders' logs begin with; None for one that joins later.
         turn_ns: How long messages gather before a turn.
+        ring: The machine of the ring.
     """
 
     def __init__(
@@ -90,13 +92,14 @@ class Member:
         founding: SnapshotMark | None,
         turn_ns: int,
         segment_bytes: int,
+        ring: SharingMachine,
     ) -> None:
         self.host = host
         self.boot = host.boot
         self.raft: Raft | None = None
         self.locks = LockMachine()
         self.config = ConfigMachine()
-        self.machines = Machines(EPOCH, (self.locks, self.config))
+        self.machines = Machines(EPOCH, (self.locks, self.config, ring))
         self.listener: Listener | None = None
         self.failed = False
         self._world = host.world

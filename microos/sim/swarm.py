@@ -11,9 +11,9 @@ from random import Random
 
 import msgspec
 
-from microos.settings import GossipSettings, RaftSettings
+from microos.settings import GossipSettings, KvSettings, RaftSettings, RingSettings
 from microos.sim.faults import LEADER, Fault
-from microos.sim.knobs import draw_gossip, draw_raft
+from microos.sim.knobs import draw_gossip, draw_kv, draw_raft, draw_ring
 from microos.sim.network import Weather
 from microos.sim.world import MICROSECOND, MILLISECOND, SECOND, exponential, log_uniform
 
@@ -29,6 +29,25 @@ KINDS = (
 """Faults that a plan may hold."""
 
 PPM = 1_000_000
+
+
+class Store(msgspec.Struct, kw_only=True):
+    """What is drawn of store and calls; a world without it has neither."""
+
+    keys: int
+    """Of each kind; few, so that few slots matter."""
+    clients: int
+    """Per node."""
+    think_ns: int
+    """Mean pause of a client between two operations."""
+    call_ns: int
+    """Mean pause of a node between two calls of a service; 0: it calls none."""
+    ring: RingSettings
+    kv: KvSettings
+    dead_after_ns: int
+    """Without gossip: who is silent for so long is held to be dead."""
+    wrong_ppm: int
+    """Without gossip: chance of a wrong belief, with each look."""
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -65,6 +84,8 @@ class Config(msgspec.Struct, kw_only=True):
     members: int = 0
     """Members of the gossip group, `nodes` included; 0: no gossip in this world."""
 
+    store: Store | None = None
+
     @property
     def end_ns(self) -> int:
         return self.seconds * SECOND
@@ -79,7 +100,10 @@ def draw(seed: int, nodes: int, seconds: int, layer: str) -> tuple[Config, list[
     """Return configuration and plan of a seed; the same for the same arguments."""
     chance = Random(f"{seed}/{nodes}/{seconds}/{layer}/swarm")
     config = _config(chance, seed, nodes, seconds, layer)
-    return config, _plan(chance, config)
+    plan = _plan(chance, config)
+    # From a stream of its own: worlds keep the luck they had before there was a store.
+    config.store = _store(Random(f"{seed}/{nodes}/{seconds}/{layer}/store"))
+    return config, plan
 
 
 def tail_weather(timeout: int) -> Weather:
@@ -129,6 +153,21 @@ def _config(chance: Random, seed: int, nodes: int, seconds: int, layer: str) -> 
         think_ns=_lu(chance, 50 * MILLISECOND, SECOND),
         ttl=raft.election_timeout_max * chance.choice((4, 8, 12)),
         members=chance.choice((0, 0, nodes, nodes + 1, 8)),
+    )
+
+
+def _store(chance: Random) -> Store | None:
+    if chance.random() < 0.2:
+        return None
+    return Store(
+        keys=chance.choice((1, 1, 2, 4)),
+        clients=chance.choice((1, 1, 2)),
+        think_ns=_lu(chance, 50 * MILLISECOND, SECOND),
+        call_ns=chance.choice((0, 1)) * _lu(chance, 50 * MILLISECOND, SECOND),
+        ring=draw_ring(chance),
+        kv=draw_kv(chance),
+        dead_after_ns=_lu(chance, 500 * MILLISECOND, 4 * SECOND),
+        wrong_ppm=chance.choice((0, 0, 1_000, 10_000)),
     )
 
 

@@ -310,6 +310,20 @@ def test_who_leaves_after_its_removal_is_named_gone_as_well() -> None:
     assert leader.run(60.0) == []
 
 
+def test_who_has_restarted_and_takes_part_no_more_is_named_gone() -> None:
+    """A slot of which it kept the last copy would wait for the old boot for ever."""
+    leader = ring_of("abcd")
+    leader.see("d", participate=False)
+    leader.run(1.0)
+    assert leader.state.gone == {}
+
+    leader.see("d", boot=2, participate=False)
+    leader.run(5.0)
+
+    assert [*leader.state.gone] == [owner("d")]
+    assert leader.run(60.0) == []
+
+
 def test_a_leave_of_a_boot_nobody_knew_counts_by_its_incarnation() -> None:
     leader = ring_of("abc")
     leader.see("c", "left", boot=0, incarnation=5)

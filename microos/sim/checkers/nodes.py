@@ -16,6 +16,7 @@ from microos.config.machine import NUMBER as CONFIG
 from microos.config.machine import ConfigMachine
 from microos.config.messages import Changed
 from microos.errors import StorageError
+from microos.node.ownership import OwnershipMachine
 from microos.raft.composite import Machines
 from microos.raft.core import Raft
 from microos.raft.entry import Entry
@@ -115,7 +116,7 @@ class NodesChecker:
         mark = raft.log.mark
         assert mark is not None and mark.index == 1, "the first commit is a founder's"
         identity = node._lifecycle._identity
-        self.oracle = Machines(identity.epoch, (LockMachine(), ConfigMachine()))
+        self.oracle = Machines(identity.epoch, (LockMachine(), ConfigMachine(), OwnershipMachine()))
         self.oracle.begin(mark)
         self.last_index = mark.index
 
