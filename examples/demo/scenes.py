@@ -11,8 +11,8 @@ from demo.traffic import FILLED, ITEMS, Traffic, count_of, order
 from microos.control.client import Stream
 from microos.errors import UnavailableError
 
-BEFORE = 60
-AFTER = 40
+BEFORE = 40
+AFTER = 30
 """How many of each are acknowledged before something is done to the cluster, and after."""
 
 

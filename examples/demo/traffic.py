@@ -16,7 +16,7 @@ from functools import partial
 from demo.processes import PATIENCE, Cluster, FailedError, Node
 from microos.errors import MicroosError, UnavailableError
 
-PAUSE = 0.01
+PAUSE = 0.02
 """Between two of a stream: two cores carry everything here, and nodes must be heard [s]."""
 
 ITEMS = ("book", "pen", "lamp")

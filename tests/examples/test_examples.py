@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,21 @@ pytestmark = [pytest.mark.proc, pytest.mark.slow, pytest.mark.xdist_group("proc"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def begin(name: str, *options: str) -> subprocess.Popen[str]:
+@contextmanager
+def begin(name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run an example while the block runs; whatever happens, it does not outlive it."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("MICROOS_")}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, EXAMPLES / name, *options],
         env=plain,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +80,11 @@ def test_the_shop_sells_from_two_processes_and_no_order_twice() -> None:
 
                 eventually(lambda: call("stock.fill", "book", 5, 1200) == 5, "there is stock")
                 order = {"id": "o-1", "item": "book", "count": 2, "card": "4711"}
-                placed = [call("orders.place", order) for _ in range(2)]
+                # A service is known a moment before its node has a part of the store.
+                placed = [
+                    eventually(lambda: call("orders.place", order), "an order is placed")
+                    for _ in range(2)
+                ]
                 left, found = call("stock.left", "book"), call("orders.find", "o-1")
             second.send_signal(signal.SIGTERM)
             assert second.wait(PATIENCE) == 0
