@@ -52,7 +52,7 @@ from microos.wire import Channel, FrameReader
 GRACE = 1.0
 """How much longer than the node we wait, so that its own, better error comes first [s]."""
 
-CHANGING = ("config.set", "config.delete")
+CHANGING = ("config.set", "config.delete", "call", "kv.put", "kv.delete", "ring.gone")
 """Verbs that may have happened although nobody said so."""
 
 Reply = Answer | Failure | Item | End | Beat
@@ -154,7 +154,10 @@ class Client:
         return self._next
 
     def _send_message(self, message: Request | Cancel) -> None:
-        body = encode(message)
+        try:
+            body = encode(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise RejectedError(f"expected what MessagePack can carry, found {error}") from error
         if len(body) > limits.CONTROL_FRAME_MAX:
             raise LimitError(
                 f"expected a request of at most {limits.CONTROL_FRAME_MAX} bytes, found {len(body)}"

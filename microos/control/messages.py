@@ -28,14 +28,24 @@ A Failure with id 0 is about the connection, which ends with it.
 |---|---|---|
 | `members` | – | every known member |
 | `status` | – | the node's statistics |
-| `services` | – | names, with how many instances |
+| `services` | – | names, with how many instances and which endpoints |
 | `instances` | service | its instances |
 | `config.list` | – | names of documents |
 | `config.get` | path, latest | value, version, revision |
 | `config.set` | path, value, if_version | version |
 | `config.delete` | path, if_version | version |
 | `config.watch` | path | items: value, version, revision |
+| `call` | endpoint, arguments, idempotent | what the endpoint returned |
+| `kv.get` | bucket, key, one | value, version, what is left of its time |
+| `kv.put` | bucket, key, value, ttl, if_version, one | version |
+| `kv.delete` | bucket, key, if_version, one | version |
+| `ring` | slots | ring epoch, members with their slots; `slots`: the owners of each |
+| `ring.gone` | node | how many owners are gone by this word |
 | `lock` | name, ttl, wait | one item, the token; held until Cancel or the end of the connection |
+
+Values of services and of the store come as JSON can have them: the keys of maps are text,
+bytes are base64. A version of the store has 128 bits, more than an integer of MessagePack:
+it is its decimal digits here, and `"0"` is that of no value.
 """
 
 from typing import Annotated, Any
@@ -147,6 +157,51 @@ class ConfigDelete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ConfigWatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: _Path
+
+
+class CallMade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    endpoint: Annotated[str, Meta(max_length=limits.ENDPOINT_TEXT)]
+    arguments: tuple[Any, ...] = ()
+    idempotent: bool = False
+    """Calling twice does no more than calling once, so it may be retried."""
+
+
+_Bucket = Annotated[str, Meta(max_length=limits.KV_BUCKET_TEXT)]
+_Key = Annotated[str, Meta(max_length=limits.KV_KEY_MAX)]
+_KvVersion = Annotated[str, Meta(pattern=r"^[0-9]{1,39}$")]
+
+
+class KvGet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bucket: _Bucket
+    key: _Key
+    one: bool = False
+    """One owner is enough."""
+
+
+class KvPut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bucket: _Bucket
+    key: _Key
+    value: Any
+    ttl: Annotated[float, Meta(gt=0.0, le=WAIT_MAX)] | None = None
+    if_version: _KvVersion | None = None
+    """`"0"`: only if there is no value."""
+    one: bool = False
+
+
+class KvDelete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bucket: _Bucket
+    key: _Key
+    if_version: _KvVersion | None = None
+    one: bool = False
+
+
+class RingShow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    slots: bool = False
+
+
+class RingGone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node: Annotated[str, Meta(max_length=limits.NAME_TEXT)]
+    """Name or id."""
 
 
 class LockTake(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,10 +7,9 @@ and with the connection ends what was held through it: a lock is given back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
@@ -18,31 +17,24 @@ import trio
 from microos import limits, wire
 from microos.clock import Clock
 from microos.codec import encode
-from microos.config.config import State
 from microos.control.messages import (
     BEAT,
     Answer,
     Beat,
     Cancel,
-    ConfigDelete,
-    ConfigGet,
-    ConfigSet,
     ConfigWatch,
     End,
     Failure,
     Item,
     LockTake,
-    Nothing,
-    OfService,
     Request,
     decode_ask,
 )
-from microos.discovery.discovery import Instance
+from microos.control.verbs import Verbs, state_of
+from microos.control.view import NodeView
 from microos.errors import MicroosError, OverloadedError, ProtocolError, RejectedError
-from microos.gossip.members import Member
 from microos.net.network import Stream
-from microos.node.statistics import NodeStatistics, QueueStatistics
-from microos.types import FencingToken
+from microos.node.statistics import QueueStatistics
 from microos.wire import Channel, FrameReader
 
 REQUESTS_MAX = 32
@@ -55,57 +47,6 @@ WRITE_TIMEOUT = 10.0
 """A client that does not read for so long is gone [s]."""
 
 CHUNK = 64 * limits.KIB
-
-
-# What is needed of a node: `microos.Node` has it.
-
-
-class DiscoveryView(Protocol):
-    """`node.discovery`."""
-
-    def services(self) -> tuple[str, ...]: ...
-    def instances(self, service: str) -> tuple[Instance, ...]: ...
-
-
-class ConfigView(Protocol):
-    """`node.config`."""
-
-    def read(self, path: str) -> State: ...
-    async def read_latest(self, path: str, *, timeout: float) -> State: ...
-    def paths(self) -> tuple[str, ...]: ...
-    async def set(
-        self, path: str, value: Any, *, if_version: int | None, timeout: float
-    ) -> int: ...
-    async def delete(self, path: str, *, if_version: int | None, timeout: float) -> int: ...
-    def watch(self, path: str) -> AbstractAsyncContextManager[AsyncIterator[State]]: ...
-
-
-class LeaseView(Protocol):
-    """What a lock gives its taker."""
-
-    @property
-    def token(self) -> FencingToken: ...
-
-
-class SyncView(Protocol):
-    """`node.sync`."""
-
-    def lock(
-        self, name: str, *, ttl: float | None, wait: float | None
-    ) -> AbstractAsyncContextManager[LeaseView, bool | None]: ...
-
-
-class NodeView(Protocol):
-    """One member of the cluster."""
-
-    @property
-    def discovery(self) -> DiscoveryView: ...
-    @property
-    def config(self) -> ConfigView: ...
-    @property
-    def sync(self) -> SyncView: ...
-    def members(self) -> tuple[Member, ...]: ...
-    def statistics(self) -> NodeStatistics: ...
 
 
 class ControlServer:
@@ -170,15 +111,8 @@ class _Connection:
         self._reader = FrameReader()
         self._running: dict[int, _Running] = {}
         self._writing = trio.Lock()
-        self._verbs: dict[str, tuple[type, Callable[[Any, Request], Awaitable[Any]]]] = {
-            "members": (Nothing, self._members),
-            "status": (Nothing, self._status),
-            "services": (Nothing, self._services),
-            "instances": (OfService, self._instances),
-            "config.list": (Nothing, self._config_list),
-            "config.get": (ConfigGet, self._config_get),
-            "config.set": (ConfigSet, self._config_set),
-            "config.delete": (ConfigDelete, self._config_delete),
+        self._verbs = Verbs(node, clock).all
+        self._streams: dict[str, tuple[type, Callable[[Any, Request], Awaitable[None]]]] = {
             "config.watch": (ConfigWatch, self._config_watch),
             "lock": (LockTake, self._lock),
         }
@@ -245,30 +179,33 @@ class _Connection:
     async def _done(self, request: Request) -> Answer | Failure | End:
         """Return the last message of a request, an error of ours as a Failure."""
         try:
-            if request.verb not in self._verbs:
-                raise RejectedError(
-                    f"expected one of {', '.join(self._verbs)}, found {request.verb!r}; "
-                    "is this node older than the command line?",
-                    reason="unknown_endpoint",
-                )
-            kind, handle = self._verbs[request.verb]
-            result = await handle(msgspec.convert(request.arguments, kind), request)
+            if request.verb in self._streams:
+                kind, stream = self._streams[request.verb]
+                self._running[request.id].is_stream = True
+                await stream(msgspec.convert(request.arguments, kind), request)
+                return End(request.id)
+            if request.verb in self._verbs:
+                kind, answer = self._verbs[request.verb]
+                asked: Any = msgspec.convert(request.arguments, kind)
+                return Answer(request.id, await answer(asked, request.timeout))
         except MicroosError as error:
             return _failure(request, error)
-        except ValueError as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             # Misuse of the API, a malformed argument among it.
             return _failure(request, RejectedError(f"{request.verb}: {error}"))
-        if self._running[request.id].is_stream:
-            return End(request.id)
-        return Answer(request.id, result)
+        known = ", ".join([*self._verbs, *self._streams])
+        return _failure(
+            request,
+            RejectedError(
+                f"expected one of {known}, found {request.verb!r}; "
+                "is this node older than the command line?",
+                reason="unknown_endpoint",
+            ),
+        )
 
     async def _send(self, message: Answer | Failure | Item | End | Beat) -> None:
         """Send one message; a client that does not take it is cut off, and all it holds freed."""
-        body = encode(message)
-        if isinstance(message, Answer) and len(body) > limits.CONTROL_FRAME_MAX:
-            bound = limits.CONTROL_FRAME_MAX
-            why = f"expected an answer of at most {bound} bytes, found {len(body)}"
-            body = encode(Failure(message.id, "LimitError", "size", why))
+        body = _encoded(message)
         with self._clock.timeout_at(self._clock.now() + WRITE_TIMEOUT) as scope:
             try:
                 async with self._writing:
@@ -284,61 +221,35 @@ class _Connection:
             if any(running.is_stream for running in self._running.values()):
                 await self._send(Beat())
 
-    # Verbs.
-
-    async def _members(self, _: Nothing, request: Request) -> Any:
-        now = self._clock.now()
-        return [_member(member, now) for member in self._node.members()]
-
-    async def _status(self, _: Nothing, request: Request) -> Any:
-        return msgspec.to_builtins(self._node.statistics())
-
-    async def _services(self, _: Nothing, request: Request) -> Any:
-        discovery = self._node.discovery
-        return [
-            {"service": name, "instances": len(discovery.instances(name))}
-            for name in discovery.services()
-        ]
-
-    async def _instances(self, ask: OfService, request: Request) -> Any:
-        instances = self._node.discovery.instances(ask.service)
-        # Labels are read-only mappings, which only `dict` makes plain.
-        return [msgspec.to_builtins(i, enc_hook=dict) for i in instances]
-
-    async def _config_list(self, _: Nothing, request: Request) -> Any:
-        return list(self._node.config.paths())
-
-    async def _config_get(self, ask: ConfigGet, request: Request) -> Any:
-        if ask.latest:
-            latest = await self._node.config.read_latest(ask.path, timeout=request.timeout)
-            return _state(ask.path, latest)
-        return _state(ask.path, self._node.config.read(ask.path))
-
-    async def _config_set(self, ask: ConfigSet, request: Request) -> Any:
-        version = await self._node.config.set(
-            ask.path, ask.value, if_version=ask.if_version, timeout=request.timeout
-        )
-        return {"path": ask.path, "version": version}
-
-    async def _config_delete(self, ask: ConfigDelete, request: Request) -> Any:
-        version = await self._node.config.delete(
-            ask.path, if_version=ask.if_version, timeout=request.timeout
-        )
-        return {"path": ask.path, "version": version}
+    # Streams.
 
     async def _config_watch(self, ask: ConfigWatch, request: Request) -> None:
-        self._running[request.id].is_stream = True
         async with self._node.config.watch(ask.path) as states:
             async for state in states:
-                await self._send(Item(request.id, _state(ask.path, state)))
+                await self._send(Item(request.id, state_of(ask.path, state)))
 
     async def _lock(self, ask: LockTake, request: Request) -> None:
         running = self._running[request.id]
-        running.is_stream = True
         async with self._node.sync.lock(ask.name, ttl=ask.ttl, wait=ask.wait) as lease:
             running.holds = True
             await self._send(Item(request.id, {"name": ask.name, "token": lease.token}))
             await running.stop.wait()
+
+
+def _encoded(message: Answer | Failure | Item | End | Beat) -> bytes:
+    """Return a message as bytes; an answer that cannot travel becomes a failure."""
+    if not isinstance(message, Answer):
+        return encode(message)
+    bound = limits.CONTROL_FRAME_MAX
+    try:
+        body = encode(message)
+        if len(body) <= bound:
+            return body
+        found = f"{len(body)}"
+    except (TypeError, RecursionError) as error:
+        found = f"one that cannot be sent: {error}"
+    why = f"expected an answer of at most {bound} bytes, found {found}"
+    return encode(Failure(message.id, "LimitError", "size", why))
 
 
 def _failure(request: Request, error: MicroosError) -> Failure:
@@ -349,25 +260,3 @@ def _too_many(request: Request, count: int) -> MicroosError:
     if count < REQUESTS_MAX:
         return RejectedError(f"expected a request id that is not in use, found {request.id}")
     return OverloadedError(f"expected at most {REQUESTS_MAX} requests at once, found one more")
-
-
-def _member(member: Member, now: float) -> dict[str, Any]:
-    return {
-        "name": member.name,
-        "address": str(member.address),
-        "state": member.state.name.lower(),
-        "seconds": round(max(0.0, now - member.since), 3),
-        "incarnation": member.incarnation,
-        "score": member.score,
-        "node": member.node,
-        "labels": member.labels,
-    }
-
-
-def _state(path: str, state: State) -> dict[str, Any]:
-    return {
-        "path": path,
-        "value": state.value,
-        "version": state.version,
-        "revision": state.revision,
-    }

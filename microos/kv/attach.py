@@ -10,4 +10,4 @@ from microos.settings import KvSettings
 
 def attach(kernel: Kernel, settings: KvSettings) -> Kv:
     """Return `node.kv`."""
-    return Kv(Keeping(kernel, settings), settings.timeout)
+    return Kv(kernel, Keeping(kernel, settings), settings.timeout)

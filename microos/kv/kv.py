@@ -6,8 +6,17 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from microos.codec import encode
+from microos.errors import RejectedError, by_name
+from microos.gossip.members import State
 from microos.kv.bucket import Bucket, Level
 from microos.kv.keeping import Keeping
+from microos.node.kernel import Kernel
+from microos.node.ownership import NUMBER as RING
+from microos.node.ownership import decode_answer
+from microos.raft.machine import Refused
+from microos.ring.epochs import Gone
+from microos.ring.ring import Ring
 
 T = TypeVar("T")
 
@@ -37,7 +46,8 @@ class KvStatistics(msgspec.Struct, frozen=True):
 class Kv:
     """`node.kv`."""
 
-    def __init__(self, keeping: Keeping, timeout: float) -> None:
+    def __init__(self, kernel: Kernel, keeping: Keeping, timeout: float) -> None:
+        self._kernel = kernel
         self._keeping = keeping
         self._timeout = timeout
 
@@ -72,8 +82,49 @@ class Kv:
     def is_ready(self) -> bool:
         return self._keeping.is_ready
 
+    def ring(self) -> Ring:
+        """Return who owns which slot, as this node has applied it; immutable. No I/O."""
+        return self._kernel.ring()[0]
+
+    async def declare_gone(self, node: str, *, timeout: float | None = None) -> int:
+        """Say that a node is dead for good: the ring goes on without what only it had.
+
+        It is needed only where so many owners died together that no quorum of a slot is left.
+        A wrong word may lose data; the same process never takes part in the ring again.
+
+        Args:
+            node: Its name or its id.
+            timeout: Instead of the node's `kv.timeout` [s].
+
+        Returns:
+            How many owners (one per boot of the node) are gone by this word; 0: all were.
+
+        Raises:
+            RejectedError: It lives, or it owns nothing.
+            NoQuorumError, UncertainError: As of every command to the raft group.
+        """
+        members = self._kernel.members()
+        named = [member.node for member in members if node in (member.name, member.node)]
+        if any(m.node in named and m.state in (State.ALIVE, State.SUSPECT) for m in members):
+            raise RejectedError(
+                f"expected a node that is dead, found {node!r} alive; stop it first"
+            )
+        ids = dict.fromkeys([*named, node])
+        owners = tuple(owner for owner in self.ring().holdings if owner.node in ids)
+        if not owners:
+            raise RejectedError(f"expected a node that owns slots of the ring, found {node!r}")
+        wait = self._timeout if timeout is None else timeout
+        answer = decode_answer(await self._kernel.submit(RING, encode(Gone(owners)), timeout=wait))
+        if isinstance(answer, Refused):
+            raise by_name(answer.error, answer.message, answer.reason)
+        return answer.count
+
     def statistics(self) -> KvStatistics:
-        """Return the store's figures. Cost: O(slots)."""
+        """Return the store's figures. Cost: O(slots).
+
+        Raises:
+            NoQuorumError: The node has not started yet.
+        """
         keeper = self._keeping.keeper
         ring, store = keeper.ring, keeper.replica.store
         own = ring.slots_of(keeper.me)

@@ -41,8 +41,9 @@ class Tries:
         self._retry = retry or ONCE
         self._idempotent = idempotent
         self._deadline = deadline
-        self.nodes: dict[str, None] = {}
-        """Where it was tried: to be left out while there is anybody else."""
+        self.nodes: dict[str, bool] = {}
+        """Where it was tried: to be left out while there is anybody else; and whether it answered
+        there, if only with an error: who did is there, and next if nobody else is left."""
         self.drained: dict[str, None] = {}
         """Who said `draining`: not to be tried again."""
         self.last: MicroosError | None = None
@@ -52,7 +53,7 @@ class Tries:
     def failed(self, node: str, error: MicroosError) -> None:
         """Take in how an attempt at `node` has ended."""
         self.last = error
-        self.nodes[node] = None
+        self.nodes[node] = error.load is not None
         if isinstance(error, UncertainError):
             self._uncertain = error
         if _is_draining(error):

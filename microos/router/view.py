@@ -121,14 +121,15 @@ class EndpointView:
         now: float,
         *,
         key: str | None = None,
-        tried: Mapping[str, None],
+        tried: Mapping[str, bool],
         drained: Mapping[str, None],
     ) -> Candidate | None:
         """Return where the next attempt goes; None if all who could take it are draining.
 
         Args:
             key: The same key goes to the same instance while it can be used.
-            tried: Nodes that are left out while there is another.
+            tried: Nodes that are left out while there is another; of these alone, those that have
+                answered (True) are chosen from, if there are any.
             drained: Nodes that are left out in any case.
 
         Raises:
@@ -148,7 +149,8 @@ class EndpointView:
             penalties = circuits.penalties(now)
         if tried:
             usable = [c for c in usable if c.node not in drained]
-            usable = [c for c in usable if c.node not in tried] or usable
+            fresh = [c for c in usable if c.node not in tried]
+            usable = fresh or [c for c in usable if tried[c.node]] or usable
             if not usable:
                 return None
         if key is not None:

@@ -88,6 +88,7 @@ class Keeping:
                 compare_interval=settings.compare_interval,
                 drop_grace=settings.drop_grace,
                 tombstone_window=settings.tombstone_window,
+                transfer_rate=settings.transfer_rate,
             ),
             random=host.random("keeper"),
             now=host.line.now(),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -39,7 +40,7 @@ async def microos(*arguments: str, code: str = MAIN, **variables: str) -> Ended:
 
 async def test_every_verb_prints_data() -> None:
     node = FakeNode()
-    printed: list[object] = []
+    printed: list[Any] = []
     async with serving(node, SystemNetwork()) as address:
         ask = partial(microos, MICROOS_NODE=str(address))
         for line in (
@@ -55,6 +56,14 @@ async def test_every_verb_prints_data() -> None:
             "status",
             "services",
             "services orders",
+            "call orders.place o-1 2 --idempotent",
+            "kv put carts ann [1] --ttl 9 --if-absent",
+            "kv put carts bob --text 7 --one",
+            "kv get carts ann",
+            "kv get carts nobody",
+            "kv del carts ann --if-version 1267650600228229401496703205377",
+            "ring show --slots",
+            "ring gone b --yes",
         ):
             ended = await ask(*line.split(), "--json")
             assert (ended.returncode, ended.stderr) == (0, b""), line
@@ -69,20 +78,27 @@ async def test_every_verb_prints_data() -> None:
     assert printed[4] == {"path": "orders.limits", "value": 7, "version": 1, "revision": 7}
     assert printed[5] == {"path": "name", "value": "other", "version": 2, "revision": 7}
     assert printed[7] == printed[4]
-    members, status, services, instances = printed[8:]
-    assert isinstance(members, list)
+    members, status, services, instances, called, put, _, got, nothing, gone = printed[8:18]
     assert [(m["name"], m["state"], m["address"]) for m in members] == [
         ("a", "alive", "127.0.0.1:7946"),
         ("b", "dead", "127.0.0.1:7946"),
     ]
-    assert isinstance(status, dict)
     assert (status["ready"], status["queues"][0]["name"]) == (True, "outbox")
     assert services == [
-        {"service": "orders", "instances": 1},
-        {"service": "stock", "instances": 1},
+        {"service": "orders", "instances": 1, "endpoints": ["place"]},
+        {"service": "stock", "instances": 1, "endpoints": ["place"]},
     ]
-    assert isinstance(instances, list)
     assert instances[0]["labels"] == {"zone": "[x]"}
+    assert called == ["o-1", 2]
+    assert node.calls == [("orders.place", True, ("o-1", 2), 5.0)]
+    version = str((1 << 100) + 1)
+    assert put == gone | {"version": version}
+    assert got == {"bucket": "carts", "key": "ann", "value": [1], "version": version, "expires": 9}
+    assert (nothing["value"], nothing["version"]) == (None, "0")
+    assert node.kv.buckets["carts"].items["bob"].value == "7"
+    ring, word = printed[18:]
+    assert (ring["epoch"], len(ring["slots"])) == (3, 1024)
+    assert (word, node.kv.gone) == ({"node": "b", "owners": 1}, ["b"])
 
 
 async def test_people_get_tables_and_plain_values() -> None:
@@ -92,11 +108,28 @@ async def test_people_get_tables_and_plain_values() -> None:
         status = (await ask("status")).stdout.decode()
         changed = (await ask("config", "set", "a", '{"b": 1}')).stdout
         value = (await ask("config", "get", "a")).stdout
+        services = (await ask("services")).stdout.decode()
+        called = (await ask("call", "orders.place", "{", "null", "--", "-1")).stdout
+        absent = await ask("kv", "get", "carts", "ann")
+        written = (await ask("kv", "put", "carts", "ann", "[1]")).stdout
+        kept = (await ask("kv", "get", "carts", "ann")).stdout
+        ring = (await ask("ring", "show", "--slots")).stdout.decode().split()
+        gone = (await ask("ring", "gone", "b", "--yes")).stdout
 
     assert members.split()[:6] == ["NAME", "ADDRESS", "STATE", "SECONDS", "NODE", "LABELS"]
     assert "zone=[x]" in members
     assert "foreign=2" in status
+    assert "retries=8" in status
+    assert "ring_epoch=5" in status
     assert (changed, value) == (b"a is at version 1\n", b'{"b":1}\n')
+    assert services.split()[:6] == ["SERVICE", "INSTANCES", "ENDPOINTS", "orders", "1", "place"]
+    assert called == b'["{",null,-1]\n'
+    assert (absent.returncode, absent.stdout) == (0, b"")
+    assert written == b"carts ann is at version 1267650600228229401496703205377\n"
+    assert kept == b"[1]\n"
+    assert ring[ring.index("SLOT") + 3 :][:3] == ["0", "a", "b"]
+    assert "left" in ring
+    assert gone == b"b is gone: 1 owners\n"
 
 
 async def test_the_exit_code_says_what_to_do_next() -> None:
@@ -106,8 +139,14 @@ async def test_the_exit_code_says_what_to_do_next() -> None:
         node = str(address)
         conflict = await microos("config", "set", "a", "1", "--if-version", "3", "--node", node)
         foreign = await microos("members", "--node", node, "--cluster", "other")
+        raised = await microos("call", "orders.refuse", "--node", node)
+        taken = await microos("kv", "put", "b", "k", "1", "--if-version", "3", "--node", node)
+        too_big = await microos("kv", "put", "b", "k", "9" * 30, "--node", node)
+        unsure = await microos("ring", "gone", "b", "--node", node)
     absent = await microos("members", "--node", nobody)
     usage = await microos("fly")
+    both = await microos("kv", "del", "b", "k", "--if-version", "3", "--one")
+    contradiction = await microos("kv", "put", "b", "k", "1", "--if-absent", "--if-version", "3")
     number = await microos("members", MICROOS_TIMEOUT="soon")
 
     assert (conflict.returncode, conflict.stdout) == (5, b"")
@@ -115,7 +154,12 @@ async def test_the_exit_code_says_what_to_do_next() -> None:
     assert (foreign.returncode, absent.returncode) == (5, 3)
     assert absent.stderr.startswith(f"microos: no node answers at {nobody}".encode())
     assert absent.stderr.count(b"\n") == 1
-    assert (usage.returncode, number.returncode) == (2, 2)
+    assert (raised.returncode, taken.returncode, too_big.returncode) == (1, 5, 5)
+    assert b"KeyError" in raised.stderr
+    assert b"MessagePack" in too_big.stderr
+    assert b"--yes" in unsure.stderr
+    wrong = (usage, number, both, contradiction, unsure)
+    assert [ended.returncode for ended in wrong] == [2] * 5
 
 
 async def test_a_missing_extra_is_named() -> None:

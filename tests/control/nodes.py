@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -13,32 +14,50 @@ import trio
 
 from microos import limits
 from microos.clock import SystemClock
+from microos.codec import encode
 from microos.config.config import State
 from microos.control.server import ControlServer
 from microos.discovery.discovery import Instance
-from microos.errors import ConflictError, LeaseLostError, NoQuorumError, UnavailableError
-from microos.gossip.members import Member
+from microos.errors import (
+    ConflictError,
+    LeaseLostError,
+    NoQuorumError,
+    RemoteError,
+    UnavailableError,
+)
+from microos.gossip.members import Member as GossipMember
 from microos.gossip.members import State as MemberState
 from microos.hashing import label_hash
 from microos.keyring import Keyring
+from microos.kv.bucket import Item, Level
+from microos.kv.kv import KvStatistics
 from microos.net.handshake import Hello
 from microos.net.links import Links
 from microos.net.network import Network
 from microos.net.tls import Tls
 from microos.node.statistics import NodeStatistics, QueueStatistics
 from microos.node.watch import Watch, Watchers
-from microos.types import Address, BootId, FencingToken, Incarnation, NodeId
+from microos.ring.epochs import Proof, RingState
+from microos.ring.ring import SLOTS, Member, Owner, Ring
+from microos.router.statistics import EndpointStatistics, RouterStatistics
+from microos.service.remote import Remote
+from microos.types import Address, BootId, FencingToken, Incarnation, NodeId, Revision, Version
 
 
 class FakeDiscovery:
     def services(self) -> tuple[str, ...]:
         return ("orders", "stock")
 
+    def endpoints(self, service: str) -> tuple[str, ...]:
+        return tuple(sorted({name for i in self.instances(service) for name in i.endpoints}))
+
     def instances(self, service: str) -> tuple[Instance, ...]:
         if service not in self.services():
             return ()
         return (
-            Instance(service, "1.2", "f" * 32, "a", "127.0.0.1:1", {"zone": "[x]"}, (), "alive"),
+            Instance(
+                service, "1.2", "f" * 32, "a", "127.0.0.1:1", {"zone": "[x]"}, ("place",), "alive"
+            ),
         )
 
 
@@ -79,6 +98,90 @@ class FakeConfig:
         if not self.quorum:
             await trio.sleep(timeout)
             raise NoQuorumError("expected a majority, found nobody")
+
+
+class FakeBucket:
+    """Values of one bucket; each write is one version more, beyond what MessagePack counts to."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, Item[Any]] = {}
+        self.versions = 1 << 100
+        self.asked: list[tuple[str, object]] = []
+        """The levels asked for, and how long an answer might take."""
+
+    async def read(self, key: str, *, consistency: Level, timeout: float) -> Item[Any] | None:
+        self.asked.append((consistency, timeout))
+        return self.items.get(key)
+
+    async def put(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: float | None,
+        if_version: int | None,
+        consistency: Level | None,
+        timeout: float,
+    ) -> Version:
+        encode(value)
+        version = await self.delete(
+            key, if_version=if_version, consistency=consistency, timeout=timeout
+        )
+        self.items[key] = Item(value, version, ttl)
+        return version
+
+    async def delete(
+        self, key: str, *, if_version: int | None, consistency: Level | None, timeout: float
+    ) -> Version:
+        self.asked.append((consistency or "quorum", timeout))
+        found = self.items[key].version if key in self.items else 0
+        if if_version not in (None, found):
+            raise ConflictError(f"expected version {if_version}, found {found}")
+        self.items.pop(key, None)
+        self.versions += 1
+        return Version(self.versions)
+
+
+class FakeKv:
+    """The store of one node, and a ring of two members and one that is gone."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[str, FakeBucket] = {}
+        self.gone: list[str] = []
+
+    def bucket(self, name: str) -> FakeBucket:
+        if not name:
+            raise ValueError("a bucket has a name")
+        return self.buckets.setdefault(name, FakeBucket())
+
+    def ring(self) -> Ring:
+        a, b, dead = (Owner(NodeId(letter * 32), BootId(1)) for letter in "abd")
+        members = (Member(a.node, a.boot, weight=2, zone="z"), Member(b.node, b.boot))
+        state = RingState(
+            Revision(7),
+            3,
+            members,
+            current=((a, b),) * (SLOTS - 1) + ((b, dead),),
+            next=((),) * (SLOTS - 1) + ((b, a),),
+            positions=(Revision(7),) * SLOTS,
+            gone={dead: Proof.LEFT},
+        )
+        return state.ring()
+
+    async def declare_gone(self, node: str, *, timeout: float) -> int:
+        self.gone.append(node)
+        return 1
+
+    def statistics(self) -> KvStatistics:
+        return msgspec.convert(dict.fromkeys(KvStatistics.__struct_fields__, 5), KvStatistics)
+
+
+class FakeRouter:
+    """Two endpoints that were called."""
+
+    def statistics(self) -> RouterStatistics:
+        called = (EndpointStatistics(name, 3, 2, 1, 4) for name in ("orders.place", "stock.take"))
+        return RouterStatistics(tuple(called), ())
 
 
 class FakeLease:
@@ -128,11 +231,24 @@ class FakeNode:
         self.discovery = FakeDiscovery()
         self.config = FakeConfig()
         self.sync = FakeSync()
+        self.kv = FakeKv()
+        self.router = FakeRouter()
+        self.calls: list[tuple[str, bool, tuple[Any, ...], float]] = []
         self.server = ControlServer(self, SystemClock())
 
-    def members(self) -> tuple[Member, ...]:
+    async def call(self, callee: Remote[Any], *arguments: Any, timeout: float) -> Any:
+        """Answer what was asked; `{1: b"x"}` and the like, as services may."""
+        callee.encode(arguments)
+        self.calls.append((callee.name, callee.idempotent, arguments, timeout))
+        if callee.name == "orders.refuse":
+            raise RemoteError("orders.refuse: the handler raised KeyError: 1")
+        if callee.name == "orders.odd":
+            return {1: b"x", "when": datetime(2026, 1, 1, tzinfo=UTC)}
+        return list(arguments)
+
+    def members(self) -> tuple[GossipMember, ...]:
         return tuple(
-            Member(
+            GossipMember(
                 node=NodeId(letter * 32),
                 boot=BootId(1),
                 name=letter,

@@ -207,6 +207,10 @@ class Process:
     def services(self) -> list[str]:
         return [found["service"] for found in self.ask("services")]
 
+    def ring(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("ring")
+        return found
+
     def set(
         self, path: str, value: object, *, if_version: int | None = None, timeout: float = 5.0
     ) -> int:

@@ -156,6 +156,25 @@ async def test_the_only_instance_is_tried_again_after_a_moment(autojump_clock: M
     assert kernel.sent[0].at < kernel.sent[1].at <= kernel.sent[0].at + 0.025
 
 
+async def test_when_all_were_tried_the_one_that_answered_is_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    for number in range(10):
+        kernel = FakeKernel(range(1, 3), seed=number)
+        kernel.scripts[node(1)] = raises(refused)
+
+        async def second_time_lucky(sent: Sent) -> Reply:
+            if sent.attempt < 3:
+                await raises(lost, LOAD)(sent)
+            return Reply(sent.body, LOAD)
+
+        kernel.scripts[node(2)] = second_time_lucky
+        call = Endpoint(idempotent=True)
+
+        assert await router_on(kernel).call(call, ("hat",), key=str(number)) == "hat"
+        assert nodes(kernel)[2] == 2
+
+
 async def test_a_busy_callee_is_given_the_time_it_asks_for(autojump_clock: MockClock) -> None:
     kernel = FakeKernel(range(1, 3))
     kernel.default = raises(lambda: OverloadedError("full", retry_after=0.5), LOAD)

@@ -37,7 +37,7 @@ class Shop:
         self.view.sync([instance(n) for n in range(count)], callers=1)
 
     def choose(self, *tried: int) -> int:
-        names = {instance(n).node: None for n in tried}
+        names = {instance(n).node: False for n in tried}
         found = self.buy.choose(self.now, tried=names, drained={})
         self.view.check()
         assert found is not None
