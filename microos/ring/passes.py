@@ -36,7 +36,6 @@ from microos.ring.replica import Replica
 from microos.ring.ring import Owner
 from microos.types import Random
 
-
 WAY_MAX = 0.05
 """No value ends earlier than this for the time its copy was under way [s]."""
 
