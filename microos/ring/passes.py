@@ -36,6 +36,9 @@ from microos.ring.replica import Replica
 from microos.ring.ring import Owner
 from microos.types import Random
 
+WAY_MAX = 0.05
+"""No value ends earlier than this for the time its copy was under way [s]."""
+
 
 class Job(Protocol):
     """Something that waits for one answer after the other."""
@@ -112,6 +115,7 @@ class Pulling(Pass):
         super().__init__(upkeep, slot, owner)
         self._wanted: list[bytes] = []
         self._is_fetching = False
+        self._fetched_at = 0.0
         self._listing: Listing | None = None
         self._first: Listing | None = None
         """The first page: what the source went by when it began."""
@@ -145,9 +149,11 @@ class Pulling(Pass):
 
     def _take(self, answer: Entries, now: float) -> None:
         replica = self.upkeep.replica
+        # What is left of their time was told when the answer began its way.
+        then = now - min((now - self._fetched_at) / 2, WAY_MAX)
         bows = len(replica.ring.chains[self.slot]) == 1 and self.slot in replica.synced
         for name, entry in answer.entries:
-            if not replica.take_pulled(self.slot, name, entry, now, bows=bows):
+            if not replica.take_pulled(self.slot, name, entry, then, bows=bows):
                 self.upkeep.desk.decide(self.slot, name)
         last = answer.entries[-1][0] if answer.entries else None
         if last in self._wanted:
@@ -170,7 +176,7 @@ class Pulling(Pass):
     def fetch(self, now: float) -> None:
         """Ask for the next entries wanted, when the transfer rate allows."""
         if self.upkeep.may_fetch(self, now):
-            self._is_fetching = True
+            self._is_fetching, self._fetched_at = True, now
             self._ask(Fetch, self.slot, tuple(self._wanted[: limits.KV_PAGE_NAMES]))
 
     def _end(self, begun: Listing, now: float) -> None:
