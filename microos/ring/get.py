@@ -116,14 +116,14 @@ class Get(Operation):
             for owner in self._partial:
                 self._ask_again(owner, now)
         else:
-            self._impossible(now)
+            self._give_up(now)
 
     def _without(self, owner: Owner, now: float) -> None:
         self.votes.failed(owner)
         if not self.one and self._partial.pop(owner, self) is None:
             del self._found[owner]
         if not (self.one or self._is_possible()):
-            self._impossible(now)
+            self._give_up(now)
         elif self._repairing is None:
             self._ask_rest(now)
 

@@ -181,6 +181,13 @@ class Operation:
         """Go on without an owner that is gone."""
         self.votes.failed(owner)
         if not self._is_possible():
+            self._give_up(now)
+
+    def _give_up(self, now: float) -> None:
+        """End it, unless the slot has moved on since it began: there it may be possible."""
+        if self.desk.ring.positions[self.slot] > self.revision:
+            self.begin(now)
+        else:
             self._impossible(now)
 
     def _woken(self, now: float) -> None:
