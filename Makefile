@@ -1,6 +1,6 @@
 # The one list of what can be done here. Every target makes its own .venv from python3.
 #
-#   make demo                   a cluster on loopback: found, elect, lock, configure, kill, go on
+#   make demo                   a cluster and a shop on loopback: found, lock, call, kill, join, go on
 #   make test  [FAST=1]         the whole suite; FAST leaves out slow tests, processes and servers
 #   make lint                   format, ruff, mypy, the floors of the house
 #   make sim   [SEEDS=n START=m] [LAYER=cores|node] [SEED=n]    seeded worlds; SEED replays one

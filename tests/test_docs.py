@@ -28,6 +28,19 @@ def test_the_manuals_are_current(tmp_path: Path) -> None:
         assert kept == made.read_text(encoding="utf-8"), f"docs/{made.name}: run `make docs`"
 
 
+@pytest.mark.slow
+@pytest.mark.proc
+def test_the_first_program_of_the_readme_runs() -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "left: 98" in ended.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_files_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

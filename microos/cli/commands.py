@@ -144,7 +144,7 @@ def cli() -> None:
       microos members
       microos status --node 127.0.0.1:7947 --json
       microos config set orders.limits.per_minute 100
-      microos call payments.charge '"o-1"' '"4711"' 995
+      microos call stock.left book
       microos kv put carts ann '["book"]'
       microos lock nightly -- ./report.sh
 
@@ -251,9 +251,9 @@ def keygen(as_json: bool) -> None:
 def call(at: At, endpoint: str, arguments: tuple[str, ...], idempotent: bool) -> None:
     """Call an endpoint of whichever instance suits best; print its result as JSON.
 
-    Each ARGUMENT is JSON; what is not JSON is a text. Arguments that begin with a minus
-    come after --. The node that is asked routes the call; the result is one line of JSON with
-    or without --json.
+    Each ARGUMENT is JSON; what is not JSON is a text. Arguments that begin with a minus come
+    after --. The node that is asked routes the call. With or without --json the result is one
+    line of JSON: keys of maps are text there, bytes are base64.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from microos.control.client import Client, Stream
 from microos.errors import LeaseLostError, MicroosError
@@ -53,20 +53,18 @@ def hold(
 
 
 def _run(command: Sequence[str], variables: dict[str, str], stream: Stream) -> int:
-    try:
-        process = subprocess.Popen(command, env={**os.environ, **variables})
-    except OSError as error:
-        sys.stderr.write(f"microos: cannot run {command[0]}: {error.strerror}\n")
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-    done = threading.Event()
-    lost: list[MicroosError] = []
-    watcher = threading.Thread(target=_watch, args=(stream, process, done, lost), daemon=True)
-    restore = _forward(process)
-    try:
+    with _Forwarding() as forwarding:
+        try:
+            process = subprocess.Popen(command, env={**os.environ, **variables})
+        except OSError as error:
+            sys.stderr.write(f"microos: cannot run {command[0]}: {error.strerror}\n")
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        forwarding.to(process)
+        done = threading.Event()
+        lost: list[MicroosError] = []
+        watcher = threading.Thread(target=_watch, args=(stream, process, done, lost), daemon=True)
         watcher.start()
         code = process.wait()
-    finally:
-        restore()
     done.set()
     # The watcher ends with the answer to this. If the node is gone, so is the lock: no matter.
     with suppress(MicroosError):
@@ -102,20 +100,36 @@ def _watch(
         process.kill()
 
 
-def _forward(process: subprocess.Popen[bytes]) -> Callable[[], None]:
-    """Pass on what asks us to end; a terminal's interrupt reaches the command by itself."""
+class _Forwarding:
+    """Passes on what asks us to end; a terminal's interrupt reaches the command by itself.
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+    It begins before the command does: a signal in between must not leave the command alone.
+    """
 
-    before = [
-        (signal.SIGTERM, signal.signal(signal.SIGTERM, pass_on)),
-        (signal.SIGHUP, signal.signal(signal.SIGHUP, pass_on)),
-        (signal.SIGINT, signal.signal(signal.SIGINT, lambda number, frame: None)),
-    ]
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._came: list[int] = []
 
-    def restore() -> None:
-        for number, handler in before:
+    def __enter__(self) -> Self:
+        self._before = [
+            (signal.SIGTERM, signal.signal(signal.SIGTERM, self._pass_on)),
+            (signal.SIGHUP, signal.signal(signal.SIGHUP, self._pass_on)),
+            (signal.SIGINT, signal.signal(signal.SIGINT, lambda number, frame: None)),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
             signal.signal(number, handler)
 
-    return restore
+    def to(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass on to this process, first what has come so far."""
+        self._process = process
+        for number in self._came:
+            process.send_signal(number)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._process is None:
+            self._came.append(number)
+        else:
+            self._process.send_signal(number)
