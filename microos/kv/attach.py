@@ -8,6 +8,10 @@ from microos.node.kernel import Kernel
 from microos.settings import KvSettings
 
 
-def attach(kernel: Kernel, settings: KvSettings) -> Kv:
-    """Return `node.kv`."""
-    return Kv(Keeping(kernel, settings), settings.timeout)
+def attach(kernel: Kernel, settings: KvSettings, *, participates: bool) -> Kv:
+    """Return `node.kv`.
+
+    Args:
+        participates: Whether this node is to own keys.
+    """
+    return Kv(Keeping(kernel, settings, participates=participates), settings.timeout)
