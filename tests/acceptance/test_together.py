@@ -12,6 +12,7 @@ import trio
 
 from microos._open import Node
 from microos.errors import MicroosError
+from microos.gossip.members import State
 from microos.keyring import key_text
 from microos.ring.ring import seed_of, slot_of
 from microos.settings import Settings
@@ -67,18 +68,19 @@ async def smoke(cluster: Cluster, machines: list[int], word: str) -> None:
             assert (state.value, state.version) == (name, version)
         async with nodes[0].sync.lock("smoke") as lease:
             assert lease.token > token
+    here = {node.name for node in nodes}
+    serving = {f"n{machine}" for machine in machines if machine in (2, 4)}
+
+    def is_seen(machine: int) -> bool:
+        alive = {m.name for m in cluster[machine].members() if m.state is State.ALIVE}
+        return alive == here and names(cluster, machine) == serving
+
     bounds = cluster.bounds
     await cluster.wait_until(
-        lambda: all(
-            {m.name for m in node.members() if m.state.name == "ALIVE"} == {n.name for n in nodes}
-            for node in nodes
-        ),
+        lambda: all(map(is_seen, machines)),
         bounds.S + bounds.T + bounds.G + 1.0,
-        "all see who is there",
+        "all see who is there, and what they serve",
     )
-    serving = {f"n{machine}" for machine in machines if machine in (2, 4)}
-    for machine in machines:
-        assert names(cluster, machine) == serving
 
 
 @pytest.mark.slow
