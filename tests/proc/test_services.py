@@ -90,6 +90,10 @@ class Workers(Processes):
     def ready(self, *serving: str) -> None:
         """Wait until those that run are one cluster, ready, and see these serve."""
         self.whole()
+        self.know(*serving)
+
+    def know(self, *serving: str) -> None:
+        """Wait until those that run are ready and see these serve; who votes is left open."""
         for worker in self.them:
             if worker.runs:
                 assert worker.do("ready")
@@ -111,7 +115,7 @@ def test_bodies_come_back_from_a_node_that_shares_no_seed(workers: Workers) -> N
         workers.add(name, port, join, *(("--service", "work") if name == "c" else ()))
         workers.all[-1].start()
         persistently(workers.all[-1].status, f"{name} is open")
-    workers.ready("c")
+    workers.know("c")
     a, *_ = workers.them
 
     for size in (0, 1, *range(limits.RPC_CHUNK - 8, limits.RPC_CHUNK + 4), limits.MIB):
@@ -216,8 +220,7 @@ def test_a_rolling_restart_fails_no_call_and_loses_nothing(workers: Workers) -> 
         counts.append(made)
         assert worker.terminate() == 0
         worker.start()
-        assert worker.do("ready")
-        workers.ready("a", "b", "c")
+        workers.know("a", "b", "c")
         worker.do("begin", RATE)
     for worker in workers.them:
         made, failed = worker.do("end")
