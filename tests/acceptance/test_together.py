@@ -251,6 +251,43 @@ def test_what_is_cancelled_leaves_nothing_behind(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.prop
+@pytest.mark.criterion("GEN-5")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cancelled_wait_for_nodes_that_say_nothing_is_forgotten_at_once(seed: int) -> None:
+    work = Work(1, 2)
+    chance = random.Random(seed)
+
+    async def deed(cluster: Cluster, do: Callable[[Node, int], Awaitable[None]], id: int) -> None:
+        with trio.move_on_after(chance.uniform(0.0, 0.5)):
+            await do(cluster[0], id)
+
+    async def all_deeds(cluster: Cluster, start: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for id in range(start, start + 3 * len(DEEDS)):
+                nursery.start_soon(deed, cluster, DEEDS[id % len(DEEDS)], id)
+
+    async def scenario(cluster: Cluster) -> None:
+        await work.known(cluster)
+        await all_deeds(cluster, 0)
+        await trio.sleep(20.0)
+        queues, living = transient(cluster), tasks()
+
+        cluster.pause(1, 1.0)
+        cluster.pause(2, 1.0)
+        await all_deeds(cluster, 1000)
+
+        sizes = transient(cluster)[0]
+        assert sizes["kv.operations"] == 0
+        assert {i.in_flight for i in cluster[0].router.statistics().instances} <= {0}
+        await trio.sleep(20.0)
+        assert transient(cluster) == queues
+        assert tasks() == living
+
+    run_cluster(scenario, 3, seed=seed, services=work)
+
+
+@pytest.mark.slow
 def test_all_who_wait_for_a_node_are_told_that_it_is_ready() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.wait_until(lambda: len(cluster.nodes) == 3, 1.0)
