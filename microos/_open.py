@@ -72,7 +72,7 @@ class Node:
             lifecycle, self.discovery, middleware, timeout=settings.rpc.timeout
         )
         self.config = config.attach(lifecycle)
-        self.kv = kv.attach(lifecycle, settings.kv)
+        self.kv = kv.attach(lifecycle, settings.kv, participates=settings.ring.participate)
         self.sync = sync.attach(lifecycle, settings.sync)
         self._services = tuple(services)
         self._started = (runtime.clock.wall(), runtime.clock.now())

@@ -13,17 +13,22 @@ from pathlib import Path
 import pytest
 
 import microos
+from tests.core import core_modules
 
 LIST = Path(__file__).with_name("exports.txt")
 DEAR = {"trio", "asyncio", "ssl", "cryptography", "starlette", "anycorn", "httpx2", "rich", "click"}
 FACADE_MAX = 30
+
+ROOT = Path(__file__).parents[1]
+PLAIN = ("microos.cli.exits", "microos.cli.node", "microos.cli.printer", "microos.cli.secrets")
+"""Of the command line, what `microos-node` needs: it runs without the extra `cli`."""
 
 
 def loaded_by(code: str) -> set[str]:
     """Return the modules a fresh interpreter has loaded after `code`."""
     script = f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     return set(json.loads(ended.stdout))
 
@@ -61,3 +66,24 @@ def test_the_node_needs_nothing_dearer_than_trio() -> None:
 
     assert "trio" in loaded
     assert not loaded & (DEAR - {"trio", "ssl"})
+
+
+@pytest.mark.slow
+@pytest.mark.criterion("GEN-2")
+def test_everything_but_the_command_line_needs_the_core_dependencies_only() -> None:
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "microos").rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    dear = [name for name in modules if name.startswith("microos.cli.") and name not in PLAIN]
+    core = [name for name in modules if name not in dear and not name.endswith("__main__")]
+
+    loaded = loaded_by(
+        f"from tests.core import only_core; only_core(); import importlib\n"
+        f"for name in {core}: importlib.import_module(name)"
+    )
+
+    assert set(core) <= loaded
+    assert "click" not in core_modules()
+    assert "trio" in core_modules()

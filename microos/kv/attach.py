@@ -8,6 +8,11 @@ from microos.node.kernel import Kernel
 from microos.settings import KvSettings
 
 
-def attach(kernel: Kernel, settings: KvSettings) -> Kv:
-    """Return `node.kv`."""
-    return Kv(kernel, Keeping(kernel, settings), settings.timeout)
+def attach(kernel: Kernel, settings: KvSettings, *, participates: bool) -> Kv:
+    """Return `node.kv`.
+
+    Args:
+        participates: Whether this node is to own keys.
+    """
+    keeping = Keeping(kernel, settings, participates=participates)
+    return Kv(kernel, keeping, settings.timeout)

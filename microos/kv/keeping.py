@@ -44,11 +44,16 @@ LOOK = 0.05
 
 
 class Keeping:
-    """The store of one node."""
+    """The store of one node.
 
-    def __init__(self, kernel: Kernel, settings: KvSettings) -> None:
+    Args:
+        participates: Whether this node is to own keys.
+    """
+
+    def __init__(self, kernel: Kernel, settings: KvSettings, *, participates: bool) -> None:
         self._kernel = kernel
         self._settings = settings
+        self._participates = participates
         self._clock = kernel.runtime.clock
         self._keeper: Keeper | None = None
         self._waiting: dict[int, Callable[[object], None]] = {}
@@ -90,16 +95,27 @@ class Keeping:
             nursery.start_soon(self._report)
 
     async def wait_ready(self) -> None:
-        """Wait until there is a ring, and this node's own copies are whole; without a bound."""
+        """Wait until `is_ready`; without a bound."""
         while not self.is_ready:
             if self._moved.is_set():
-                self._moved = trio.Event()
+                self._moved = trio.Event()  # One for all who wait.
             await self._moved.wait()
 
     @property
     def is_ready(self) -> bool:
+        """Whether there is a ring, and this process is in it with copies that are whole.
+
+        A process that has come back is in it only with the next ring epoch: until then the
+        slots of the one before it have a copy less, and another crash may be one too many.
+        """
         keeper = self._keeper
-        return keeper is not None and keeper.ring.number > 0 and not keeper.upkeep.filling
+        if keeper is None or not keeper.ring.number or keeper.upkeep.filling:
+            return False
+        ring, me = keeper.ring, keeper.me
+        return not self._participates or (
+            any(member.owner == me for member in ring.members)
+            and all(len(ring.chains[slot]) == 1 for slot in ring.slots_of(me))
+        )
 
     async def _leave(self) -> None:
         """Wait until no slot is this node's and nothing is kept that others lack."""

@@ -31,6 +31,7 @@ from microos.errors import (
     RemoteError,
     RemoteProtocolError,
     UnavailableError,
+    UncertainError,
 )
 from microos.node.alarm import Alarm
 from microos.node.statistics import QueueStatistics
@@ -280,6 +281,27 @@ class Calls:
         self._pump(peer)
         if not (peer.waiting or peer.scopes):
             del self._peers[node]
+
+    def died(self, node: NodeId) -> None:
+        """Wait no longer for a node that is held to be dead, as if its link were lost.
+
+        The link itself may stay, half open, until its own silence ends it; what still comes
+        over it is too late. Handlers that run for the node are left to their deadlines.
+        """
+        peer = self._peers.get(node)
+        if peer is None or not peer.linked:
+            return
+        for id, done in list(peer.waiting.items()):
+            if peer.waiting.pop(id, None) is not None:
+                peer.connection.cancel(id)
+                done(
+                    UncertainError(
+                        f"node {node} died before an answer came; the call may have been done, "
+                        "so repeat only what is idempotent",
+                        reason="connection_lost",
+                    )
+                )
+        self._pump(peer)
 
     def dial_failed(self, node: NodeId, why: str) -> None:
         """What waited for a link was never sent."""

@@ -34,7 +34,7 @@ from microos.errors import (
 )
 from microos.gossip.core import Gossip
 from microos.gossip.members import Me, Member, Remembered, State
-from microos.gossip.notes import Joined, LeaveDone, Refuted, Restarted
+from microos.gossip.notes import Died, Joined, LeaveDone, Refuted, Restarted
 from microos.hashing import label_hash, u64
 from microos.keyring import Keyring, parse_keys
 from microos.net.handshake import Hello
@@ -692,6 +692,8 @@ class Lifecycle:
         match note:
             case LeaveDone():
                 self._leave_told.set()
+            case Died():
+                self.calls.died(note.node)
             case Joined() | Restarted() | Refuted():
                 self._links.forgive(note.node)
         self._note("gossip", note)

@@ -21,6 +21,7 @@ from microos.settings import KINDS, Settings
 from microos.sim.cluster import PORT, Captured, Cluster, run_cluster
 from microos.types import Address, parse_address
 from microos.wire import Datagram
+from tests.acceptance.work import AGAIN, Work
 from tests.proc.processes import CLUSTER, Processes, eventually, run_node
 
 ROOT = Path(__file__).parents[2] / "microos"
@@ -88,14 +89,24 @@ def test_clusters_that_differ_never_merge(ours: dict[str, str], theirs: dict[str
             await cluster.sleep(1.2 * FOREIGN_INTERVAL)
             for word, numbers in sides.items():
                 for number in numbers:
+                    await cluster[number].wait_ready(30.0)
+                await cluster[numbers[1]].kv.bucket("carts", str).put("ann", word)
+                for number in numbers:
                     node = cluster[number]
-                    assert (await node.config.read_latest("limits")).value == word
-                    assert node.discovery.services() == (f"{word}-orders",)
+                    found = await node.config.read_latest("limits")
+                    assert found.value == word
+                    assert node.discovery.services() == (f"{word}-orders", "work")
+                    assert await node.kv.bucket("carts", str).get("ann") == word
+                    for id in range(10):  # Both have a service of one name.
+                        assert (await node.call(AGAIN, id))[0] in numbers
+                # The others may take a lock of the same name beside it.
+                assert cluster[numbers[2]].sync.owner("ledger") is not None
 
         assert apart(cluster, first)
         assert apart(cluster, second)
 
-    cluster = run_cluster(scenario, 6, seed=7, first=0)
+    work = Work(*range(6))
+    cluster = run_cluster(scenario, 6, seed=7, first=0, services=work)
 
     refused = {number: refusals(cluster, number) for number in range(6)}
     assert all(refused[number] > 0 for number in (0, 3)), refused

@@ -80,7 +80,7 @@ class Work:
         return [run for run in self.runs if run.id in ids]
 
     async def known(self, cluster: Cluster) -> None:
-        """Wait until all running nodes are one cluster, can serve, and see all running instances."""
+        """Wait until all running nodes are one cluster, are ready, and see all instances."""
         await cluster.ready()
         for node in cluster.nodes:
             await node.wait_ready(30.0)

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, ClassVar, Self, TypeVar
 
 from microos.control.client import Client
 from microos.errors import MicroosError, UnavailableError
@@ -126,22 +126,18 @@ class Process:
     def start(self, *arguments: str) -> None:
         """Start it, on the data it left behind if it ran before."""
         assert not self.runs, f"{self.name} runs already"
-        command: list[str | Path] = [
-            PROGRAM,
-            "--name",
-            self.name,
-            "--bind",
-            self.address,
-            *self._arguments,
-        ]
+        options = ["--name", self.name, "--bind", self.address, *self._arguments]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--data-dir", self.data, *arguments],
-                env={**os.environ, **self._environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            self._process = self._spawn([*options, "--data-dir", self.data, *arguments], log)
+
+    def _spawn(self, options: Sequence[str | Path], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [PROGRAM, *options],
+            env={**os.environ, **self._environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
 
     @property
     def runs(self) -> bool:
@@ -232,6 +228,8 @@ class Process:
 class Processes:
     """Some nodes of one cluster; a block at whose end none of them runs."""
 
+    kind: ClassVar[type[Process]] = Process
+
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         self._environment = {**QUICK, **environment}
@@ -280,7 +278,7 @@ class Processes:
     def add(self, name: str, port: int, join: str, *more: str) -> Process:
         """Return one more node, not started."""
         arguments = ["--cluster", CLUSTER, "--join", join, *more]
-        node = Process(name, port, self.folder, arguments, self._environment)
+        node = self.kind(name, port, self.folder, arguments, self._environment)
         self._nodes[name] = node
         return node
 
