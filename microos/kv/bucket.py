@@ -15,6 +15,7 @@ Writes with `if_absent` or `if_version` take effect one after the other, whoever
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -40,6 +41,9 @@ T = TypeVar("T")
 
 Level = Literal["one", "quorum"]
 LEVELS = ("one", "quorum")
+
+VERSIONS_END = 1 << 126
+"""No write has a version from here on: its clock would have gone on for a million years."""
 
 UPDATE_TRIES = 64
 """How often `update` begins anew when others change the value meanwhile."""
@@ -175,7 +179,7 @@ class Bucket(Generic[T]):
         """Write a value; return its version.
 
         Args:
-            ttl: How long it lives [s], resolution 1 ms; default the bucket's.
+            ttl: How long it lives [s], resolution 1 ms; inf: for ever; default the bucket's.
             if_absent: Only if there is no value.
             if_version: Only over this version; 0 is the same as `if_absent`.
             version: That of an `UncertainError`: write the same again, over nothing newer.
@@ -211,7 +215,7 @@ class Bucket(Generic[T]):
 
         Args and errors as `put`.
         """
-        condition = None if if_version is None else Version(if_version)
+        condition = _condition(False, if_version)
         return await self._write(key, None, 0, condition, None, consistency, timeout)
 
     async def update(
@@ -263,6 +267,7 @@ class Bucket(Generic[T]):
         data = _key(key)
         slot, name = slot_of(self._seed, data), name_of(self.name, data)
         one, wait = self._is_one(consistency), self._wait(timeout)
+        again = None if version is None else _checked_version(version, least=1)
         if condition is not None and (version is not None or consistency == "one"):
             raise TypeError("a write under a condition has a version of its own and level quorum")
 
@@ -272,7 +277,6 @@ class Bucket(Generic[T]):
                 return keeper.atomic(
                     slot, name, value, left=left, condition=condition, deadline=deadline, now=now
                 )
-            again = None if version is None else Version(version)
             return keeper.put(
                 slot, name, value, left=left, one=one, version=again, deadline=deadline, now=now
             )
@@ -285,8 +289,8 @@ class Bucket(Generic[T]):
         return (self._level if consistency is None else _checked_level(consistency)) == "one"
 
     def _wait(self, timeout: float | None) -> float:
-        if timeout is not None and not timeout > 0.0:
-            raise ValueError(f"timeout must be positive, found {timeout!r}")
+        if timeout is not None and not 0.0 < timeout < inf:
+            raise ValueError(f"timeout must be positive and finite, found {timeout!r}")
         return self._timeout if timeout is None else timeout
 
     def __repr__(self) -> str:
@@ -303,7 +307,15 @@ def _key(key: str | bytes) -> bytes:
 def _condition(if_absent: bool, if_version: Version | int | None) -> Version | None:
     if if_absent and if_version:
         raise TypeError(f"if_absent contradicts if_version={if_version}: give one of them")
-    return Version(0) if if_absent else None if if_version is None else Version(if_version)
+    if if_absent:
+        return Version(0)
+    return None if if_version is None else _checked_version(if_version, least=0)
+
+
+def _checked_version(version: int, *, least: int) -> Version:
+    if not least <= version < VERSIONS_END:
+        raise ValueError(f"a version is what put, read or an error said, found {version!r}")
+    return Version(version)
 
 
 def _checked_ttl(ttl: float | None) -> float | None:

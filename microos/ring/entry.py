@@ -131,5 +131,6 @@ def incoming(entry: bytes, now: int) -> bytes:
 
 
 def milliseconds(seconds: float) -> int:
-    """Return a time to live as an entry has it: rounded up to 1 ms, so that none is 0."""
-    return min(ceil(seconds * 1000.0), TIME_MAX)
+    """Return a time to live as an entry has it: rounded up to 1 ms, and 0 if it never ends."""
+    left = seconds * 1000.0
+    return ceil(left) if left < TIME_MAX else 0
