@@ -55,7 +55,13 @@ class Put(Operation):
         self._is_above = is_repeat
         self._full = False
         self._sent = False
+        """Whether some owner has kept it, or may have."""
         self.acks = 0
+
+    def _begin_phase(self) -> None:
+        # What was asked before may have been done, whoever is asked next.
+        self._sent |= self._is_asked
+        super()._begin_phase()
 
     def _begin(self, now: float) -> None:
         self.acks = 0
@@ -67,6 +73,11 @@ class Put(Operation):
 
     def _request(self, owner: Owner, stamp: int) -> Request:
         return Write(owner.boot, self.revision, stamp, self.slot, self.name, self._entry)
+
+    def answered(self, owner: Owner, answer: Answer, now: float) -> None:
+        # An owner that knows of a newer ring has kept it all the same.
+        self._sent |= not answer.code & (Code.WRONG_BOOT | Code.FULL)
+        super().answered(owner, answer, now)
 
     def _answered(self, owner: Owner, answer: Answer, now: float) -> None:
         code = answer.code
@@ -93,11 +104,16 @@ class Put(Operation):
     def _note_sent(self) -> None:
         self._sent = True
 
+    @property
+    def _is_asked(self) -> bool:
+        """Whether another owner may be at it right now."""
+        return any(owner != self.desk.me for owner in self._asked)
+
     def _is_possible(self) -> bool:
         return bool(self._asked or self._again) if self.one else self.votes.possible
 
     def _impossible(self, now: float) -> None:
-        if self.acks or self._sent or any(owner != self.desk.me for owner in self._asked):
+        if self._sent or self._is_asked:
             version = number_of(version_of(self._entry))
             self.desk.finish(
                 self,
