@@ -429,6 +429,56 @@ def _moving(number: int, chance: random.Random) -> tuple[Config, list[Fault]]:
     return config, plan
 
 
+def contended(number: int) -> Fate:
+    """The same, with many who write under conditions, and do not agree on who decides."""
+    chance = random.Random(f"contended/{number}")
+    config, plan = _moving(number, chance)
+    assert config.store is not None
+    config.store.clients, config.store.think_ns = 4, 5 * MILLISECOND
+    config.store.wrong_ppm = 200_000
+    return _cores(config, plan)
+
+
+class _Purged(CoresWorld):
+    """A store that forgets the traces of deletes after seconds rather than hours."""
+
+    def direct(self) -> None:
+        if self.world.now < self.config.tail_ns:
+            self.world.after(SECOND // 2, self.direct)
+            for keeping in self._keepings.values():
+                upkeep = keeping.keeper.upkeep
+                upkeep._purge_at = min(upkeep._purge_at, keeping.host.line.now())
+
+
+def purged(number: int) -> Fate:
+    """Owners that are cut off, but held to be up, while what they have is deleted elsewhere."""
+    chance = random.Random(f"purged/{number}")
+    config, _ = _moving(number, chance)
+    assert config.store is not None
+    store = config.store
+    store.dead_after_ns, store.wrong_ppm, store.think_ns = 20 * SECOND, 0, 200 * MILLISECOND
+    store.kv = replace(store.kv, compare_interval=0.5, tombstone_window=1.0)
+    plan: list[Fault] = []
+    at = 2 * SECOND
+    while at < config.tail_ns - 3 * SECOND:
+        plan.append(
+            Fault(at, "isolate", {"node": chance.randrange(1, 5), "for_ns": 2500 * MILLISECOND})
+        )
+        at += 3 * SECOND
+    world = _Purged(config, plan)
+    world.world.at(SECOND, world.direct)
+    world.run()
+    return _fate(number, world)
+
+
+def hasty(number: int) -> Fate:
+    """Callers who do not wait for long, of nodes that are slow to answer."""
+    config, plan = _moving(number, random.Random(f"hasty/{number}"))
+    assert config.store is not None
+    config.store.clients, config.store.call_ns = 1, 20 * MILLISECOND
+    return _cores(config, plan)
+
+
 def dozed(number: int) -> Fate:
     """Whole nodes of which each sleeps for a while, long enough to be held to be dead."""
     config, _ = draw(number, 3, 20, "node")
