@@ -456,15 +456,14 @@ def purged(number: int) -> Fate:
     config, _ = _moving(number, chance)
     assert config.store is not None
     store = config.store
-    store.dead_after_ns, store.wrong_ppm, store.think_ns = 20 * SECOND, 0, 200 * MILLISECOND
-    store.kv = replace(store.kv, compare_interval=0.5, tombstone_window=1.0)
+    store.dead_after_ns, store.wrong_ppm = 20 * SECOND, 0
+    store.keys, store.think_ns = 4, SECOND
+    store.kv = replace(store.kv, compare_interval=0.5, tombstone_window=0.3)
     plan: list[Fault] = []
     at = 2 * SECOND
-    while at < config.tail_ns - 3 * SECOND:
-        plan.append(
-            Fault(at, "isolate", {"node": chance.randrange(1, 5), "for_ns": 2500 * MILLISECOND})
-        )
-        at += 3 * SECOND
+    while at < config.tail_ns:
+        plan.append(Fault(at, "isolate", {"node": chance.randrange(5), "for_ns": 4 * SECOND}))
+        at += 5 * SECOND
     world = _Purged(config, plan)
     world.world.at(SECOND, world.direct)
     world.run()
