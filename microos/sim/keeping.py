@@ -18,7 +18,6 @@ from microos.codec import encode
 from microos.errors import MicroosError, UnavailableError
 from microos.node.ownership import decode_answer as decode_result
 from microos.node.participation import decode_report
-from microos.raft.core import Raft
 from microos.raft.entry import Configuration
 from microos.ring.epochs import Done
 from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up

@@ -258,7 +258,13 @@ def test_both_sides_of_a_split_write_and_agree_after_it(seed: int) -> None:
 def test_a_write_kept_before_the_ring_moved_on_is_uncertain_when_nobody_is_left() -> None:
     """Found by world moving/1: it was said not to have happened, and read."""
     log = Log().propose("bcd")
-    keeper = Keeper(Owner(NodeId("000000000000000a"), BootId(1)), SETTINGS, random=random.Random(1), now=0.0, wall=1e9)
+    keeper = Keeper(
+        Owner(NodeId("000000000000000a"), BootId(1)),
+        SETTINGS,
+        random=random.Random(1),
+        now=0.0,
+        wall=1e9,
+    )
     keeper.receive(Moved(log.state.ring(), b""), 0.0)
     keeper.receive(Up({NodeId(name): BootId(1) for name in "abcd"}), 0.0)
     keeper.put(7, b"k", b"v", left=0, one=False, version=None, deadline=1.0, now=0.0)

@@ -271,7 +271,11 @@ CANARIES = (
         name="accepts-below-a-promise",
         breaks="An owner keeps an atomic write though it has promised a newer ballot.",
         module="microos.ring.replica",
-        text="        if promised > ballot:\n            return self._answer(Code.REFUSED, now, promised=promised)\n        kept",
+        text=(
+            "        if promised > ballot:\n"
+            "            return self._answer(Code.REFUSED, now, promised=promised)\n"
+            "        kept"
+        ),
         replacement="        kept",
         world="contended",
         dies=("safety kv.written_twice", "safety kv.absent_once", *KV_BREACH),
@@ -338,9 +342,7 @@ CANARIES = (
         breaks="A call gets the lowest free id, so a late answer to another one fits it.",
         module="microos.rpc.core",
         text="        id = next(self._ids)\n",
-        replacement=(
-            "        id = 1\n        while id in pending:\n            id += 1\n"
-        ),
+        replacement=("        id = 1\n        while id in pending:\n            id += 1\n"),
         world="hasty",
         dies=("safety rpc.answer", "safety rpc.protocol"),
         worlds=first(0, 10),
