@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import trio
 
@@ -296,9 +295,7 @@ class NodesWorld:
             sync=SyncSettings(ttl=config.ttl, command_ttl=2 * config.ttl),
         )
         if config.store is not None:
-            kv = config.store.kv
-            kv = replace(kv, timeout=kv.drop_grace / 2)
-            settings = settings.replace(ring=config.store.ring, kv=kv)
+            settings = settings.replace(ring=config.store.ring, kv=config.store.kv)
         # The addresses of this world are off loopback, and only look like it.
         faults = [fault for fault in settings.faults() if not fault.startswith("bind: ")]
         assert not faults, faults
