@@ -61,6 +61,10 @@ class Stream:
         """By receiver: when the last of what is on its way arrives [ns]."""
         self._network = one.host.cluster.network
         self._world = one.host.world
+        one.streams[other] = other.streams[one] = self
+
+    def is_open(self, me: Calls) -> bool:
+        return self._open[self._side(me)]
 
     def other(self, me: Calls) -> Calls:
         return self._sides[1 - self._side(me)]
@@ -123,6 +127,7 @@ class Stream:
         if not self._open[side]:
             return
         self._open[side] = False
+        self._forget()
         me.stream_lost(self)
         self._tell(side)
 
@@ -130,10 +135,18 @@ class Stream:
         """The process at this side is gone: its kernel resets, unless the machine is gone too."""
         side = self._side(me)
         self._open[side] = False
+        self._forget()
         if silent:
             self._world.after(LOST_AFTER, lambda: self._reset(1 - side))
         else:
             self._tell(side)
+
+    def _forget(self) -> None:
+        """The next dial of either side makes a new one."""
+        for side in (0, 1):
+            streams, other = self._sides[side].streams, self._sides[1 - side]
+            if streams.get(other) is self:
+                del streams[other]
 
     def _tell(self, side: int) -> None:
         to = 1 - side
@@ -175,6 +188,8 @@ class Calls:
         self._peers: dict[NodeId, _Peer] = {}
         self._handlers: dict[str, Handler] = {}
         self._armed = inf
+        self.streams: dict[Calls, Stream] = {}
+        """One to each process at most, whoever has dialled: until either side ends it."""
 
     def is_alive(self) -> bool:
         return self.host.is_running(self._number)
@@ -234,13 +249,18 @@ class Calls:
             if not there.is_alive():
                 self._dial_failed(peer, ways[1])
                 return
-            stream = Stream(self, there)
+            stream = self.streams.get(there)
+            if stream is None:
+                stream = Stream(self, there)
             there.host.gate(lambda: there._linked(self, stream))
             self._world.after(ways[1], lambda: self.host.gate(lambda: connected(stream)))
 
         def connected(stream: Stream) -> None:
             peer.dialling = False
-            self._linked(there, stream)
+            if stream.is_open(self):
+                self._linked(there, stream)
+            else:
+                self._dial_failed(peer, MILLISECOND)
 
         self._world.after(ways[0], reached)
 
@@ -258,13 +278,15 @@ class Calls:
 
     def _linked(self, there: Calls, stream: Stream) -> None:
         """There is a stream to a process; a newer one takes the place of what was before."""
-        if not self.is_alive():
+        if not self.is_alive() or not stream.is_open(self):
             return
         node = there.host.id
         peer = self._peers.get(node)
+        if peer is not None and peer.stream is stream:
+            return
+        if peer is not None and peer.boot is not None and peer.boot > there.boot:
+            return  # The news of an earlier process has been long on its way.
         if peer is not None and peer.stream is not None:
-            if peer.stream.other(self) is there and peer.boot == there.boot:
-                return  # Both have dialled: the first stream serves.
             peer.stream.close(self)
             peer = self._peers.get(node)
         if peer is not None and peer.boot not in (None, there.boot):
@@ -296,16 +318,15 @@ class Calls:
 
     def end(self, *, silent: bool) -> None:
         """The process has ended."""
-        for peer in self._peers.values():
-            if peer.stream is not None:
-                peer.stream.process_ended(self, silent=silent)
+        for stream in list(self.streams.values()):
+            stream.process_ended(self, silent=silent)
 
     # Turns of connections.
 
     def receive(self, stream: Stream, frame: bytes) -> None:
         """Take in one frame."""
         peer = self._peers.get(stream.other(self).host.id)
-        if peer is None or not self.is_alive():
+        if peer is None or peer.boot not in (None, stream.other(self).boot) or not self.is_alive():
             return
         self._world.trace("call", self.host.name, node_name(peer.node), frame)
         try:

@@ -19,6 +19,7 @@ from microos.raft.composite import Done, Machines
 from microos.raft.core import Proposed
 from microos.raft.entry import Change, Configuration, Entry, SnapshotMark
 from microos.raft.messages import Snapshot
+from microos.ring.keeper import Keeper
 from microos.ring.planner import View
 from microos.ring.ring import Owner
 from microos.sim.calls import Calls
@@ -105,7 +106,7 @@ class CoresWorld:
         self._kv: KvChecker | None = None
         self._call_checker = CallChecker(self.world)
         if config.store is not None:
-            self._kv = KvChecker(self.world, keys_of(config.store), lambda: self._keepings)
+            self._kv = KvChecker(self.world, keys_of(config.store), self._keepers)
             if config.members < config.nodes:
                 self._hearsay = Hearsay(
                     self.world,
@@ -287,6 +288,9 @@ class CoresWorld:
         return not self._hosts[self._number[node]].gate.dead
 
     # What calls and the store need.
+
+    def _keepers(self) -> dict[Owner, Keeper]:
+        return {owner: keeping.keeper for owner, keeping in self._keepings.items()}
 
     def calls_of(self, node: NodeId) -> Calls | None:
         calls = self._calls[self._number[node]]

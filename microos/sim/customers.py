@@ -78,9 +78,11 @@ class CallOperation(msgspec.Struct):
     caller: str
     """Node and boot."""
     callee: str
+    """Empty: whoever the router picks."""
     begun_ns: int
     timeout: float
     cancelled: bool = False
+    error: str = ""
     ended_ns: int | None = None
     outcome: str = ""
     """`ok`, `unavailable`, `uncertain`, `refused`; empty: unknown."""
@@ -270,7 +272,11 @@ class Customers:
             return
         callee = self._chance.choice(self._others)
         timeout = self._chance.choice((0.02, 0.1, PATIENT, 2.0))
-        wait = 0 if self._chance.random() < 0.5 else int(timeout * 1.5 * SECOND * self._chance.random())
+        wait = (
+            0
+            if self._chance.random() < 0.5
+            else int(timeout * 1.5 * SECOND * self._chance.random())
+        )
         number = len(self._called)
         operation = CallOperation(
             number,
@@ -329,4 +335,3 @@ def answer_of(data: bytes) -> tuple[int, str, int]:
     """Return the number of the call, who answered, and the size of what came with it."""
     number, name, padding = msgspec.msgpack.decode(data)
     return int(number), str(name), len(padding)
-

@@ -18,11 +18,10 @@ from microos.codec import encode
 from microos.errors import MicroosError, UnavailableError
 from microos.node.ownership import decode_answer as decode_result
 from microos.node.participation import decode_report
-from microos.raft.core import Raft
 from microos.raft.entry import Configuration
 from microos.ring.epochs import Done
 from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up
-from microos.ring.messages import decode_answer, decode_request
+from microos.ring.messages import Code, decode_answer, decode_request
 from microos.ring.planner import Answered, Planner, Report, Seen, View
 from microos.ring.ring import Owner, slot_set
 from microos.settings import KvSettings, RingSettings
@@ -145,6 +144,8 @@ class Keeping:
         found = self.keeper.serve(request, sender, self._now(), self._handle)
         if found is None:
             self._later[self._handle] = answer
+        if request.boot != self.owner.boot and (found is None or not found.code & Code.WRONG_BOOT):
+            self._world.fail("safety", "kv.boot", f"{self.owner} answers {request}")
         self._pump()
         return None if found is None else encode(found)
 

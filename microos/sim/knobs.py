@@ -35,12 +35,11 @@ GOSSIP_DRAWN = (
     "eager_delay",
 )
 RING_DRAWN = ("batch_window", "batch_window_max", "replace_after")
-KV_DRAWN = ("compare_interval", "drop_grace")
+KV_DRAWN = ("timeout", "compare_interval", "drop_grace")
 FIXED = {
     "participate": "every member keeps copies; who is no longer in the group takes no part",
     "weight": "placement has tests of its own",
     "zone": "placement has tests of its own",
-    "timeout": "drawn with each operation",
     "memory": "a full store has tests of its own",
     "tombstone_window": "longer than any world: a late message must find the trace of a delete",
     "pre_vote": "switches a promise off",
@@ -134,6 +133,7 @@ def draw_ring(chance: Random) -> RingSettings:
 
 def draw_kv(chance: Random) -> KvSettings:
     """Return settings whose bounds fit into a quiet tail."""
+    grace = chance.choice((0.2, 1.0, 3.0))
     return KvSettings(
-        compare_interval=chance.choice((0.5, 1.0)), drop_grace=chance.choice((0.2, 1.0, 3.0))
+        timeout=grace / 2, compare_interval=chance.choice((0.5, 1.0)), drop_grace=grace
     )

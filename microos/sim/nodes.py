@@ -17,15 +17,21 @@ from microos.gossip.members import State
 from microos.net.memory import MemoryNetwork
 from microos.node.runtime import Runtime
 from microos.raft.core import Role
+from microos.ring.keeper import Keeper
+from microos.ring.ring import Owner
 from microos.settings import Settings, SyncSettings
-from microos.sim.checkers.nodes import NodesChecker, raft_of
+from microos.sim.checkers.calls import CallChecker
+from microos.sim.checkers.kv import KvChecker
+from microos.sim.checkers.nodes import NodesChecker, keeper_of, raft_of
 from microos.sim.clock import Line
 from microos.sim.columns import Columns
+from microos.sim.customers import keys_of
 from microos.sim.faults import Fault, Faults
 from microos.sim.loop import simulate
 from microos.sim.network import SimulatedNetwork
 from microos.sim.process import Process
 from microos.sim.swarm import Config, calmed, tail_weather
+from microos.sim.visitors import Visitors, service_of
 from microos.sim.workload import Holding, Operation, Users
 from microos.sim.world import FAULT, MILLISECOND, SECOND, World, exponential
 from microos.storage.memory import MemoryDisk
@@ -37,6 +43,8 @@ STALL_STEP = 10 * MILLISECOND
 SYNC_RARE_FACTOR = 50
 RESTART_AFTER = SECOND
 CHECK_EVERY = SECOND // 4
+SERVED_AT_THE_END = 3 * SECOND // 2
+"""So long before the users stop everything they ask of store and calls has to succeed [ns]."""
 
 
 class Machine:
@@ -82,6 +90,12 @@ class NodesWorld:
             Machine(self.world, n, Line(self.world, offset=config.offsets_ns[n], ppm=config.ppm[n]))
             for n in range(config.nodes)
         ]
+        self._kv: KvChecker | None = None
+        self._call_checker = CallChecker(self.world)
+        if config.store is not None:
+            self._kv = self._checker.kv = KvChecker(
+                self.world, keys_of(config.store), self._keepers
+            )
         self._stop = config.end_ns - min(3 * SECOND, (config.end_ns - config.tail_ns) // 3)
         self._settled = Index(0)
         """What was committed long enough before the end to be everywhere at the end."""
@@ -96,7 +110,17 @@ class NodesWorld:
             self._checker.final(self.history)
 
     def operations(self) -> int:
-        return len(self.history)
+        asked = len(self._kv.history) if self._kv is not None else 0
+        return len(self.history) + asked + len(self._call_checker.history)
+
+    def _keepers(self) -> dict[Owner, Keeper]:
+        """Return the stores of the processes that run."""
+        found = {}
+        for machine in self._machines:
+            keeper = keeper_of(machine.node) if machine.node is not None else None
+            if keeper is not None and self.is_running(machine.number):
+                found[keeper.me] = keeper
+        return found
 
     async def _main(self) -> None:
         end = trio.Event()
@@ -144,6 +168,10 @@ class NodesWorld:
                 if raft is not None:
                     raft.check()
                 self._checker.agrees(machine.name, machine.node)
+                keeper = keeper_of(machine.node)
+                if keeper is not None:
+                    keeper.check()
+                machine.node._lifecycle.calls.check()
         self.world.after(CHECK_EVERY, self._check)
 
     def _final(self) -> None:
@@ -174,6 +202,11 @@ class NodesWorld:
             if len(alive) != len(self._machines):
                 names = [m.name for m in alive]
                 self.world.fail("liveness", "members", f"{machine.name} sees only {names} alive")
+
+        if self._kv is not None:
+            since = self._stop - SERVED_AT_THE_END
+            self._kv.final(since, self.names())
+            self._call_checker.final(since, {})
 
     # One process.
 
@@ -213,9 +246,23 @@ class NodesWorld:
             disk=machine.platter.attach(),
             observe=observe,
         )
+        shop = service_of(process, machine.number, self._call_checker)
         try:
-            async with living(runtime, self._settings(machine)) as node, trio.open_nursery() as n:
+            async with (
+                living(runtime, self._settings(machine), (shop,)) as node,
+                trio.open_nursery() as n,
+            ):
                 machine.node = node
+                if self._kv is not None and self.config.store is not None:
+                    visitors = Visitors(
+                        node,
+                        process,
+                        self.config.store,
+                        kv_judge=self._kv,
+                        call_judge=self._call_checker,
+                        stop_ns=self._stop,
+                    )
+                    n.start_soon(visitors.run)
                 users = Users(node, process, self.config, self.history, self._holdings, self._stop)
                 n.start_soon(users.run)
                 why = await node.wait_failed()
@@ -247,6 +294,8 @@ class NodesWorld:
             raft=config.raft,
             sync=SyncSettings(ttl=config.ttl, command_ttl=2 * config.ttl),
         )
+        if config.store is not None:
+            settings = settings.replace(ring=config.store.ring, kv=config.store.kv)
         # The addresses of this world are off loopback, and only look like it.
         faults = [fault for fault in settings.faults() if not fault.startswith("bind: ")]
         assert not faults, faults
@@ -328,6 +377,9 @@ class NodesWorld:
         else:
             machine.platter.kill()
         if node is not None:
+            keeper = keeper_of(node)
+            if keeper is not None and self._kv is not None:
+                self._kv.crashed(keeper.me)
             self._checker.crashed(machine.name, node, machine.platter.seen())
 
     def pause(self, node: int) -> None:

@@ -17,6 +17,7 @@ from microos.errors import ConflictError, LimitError, MicroosError, NoQuorumErro
 from microos.kv.bucket import Bucket, Item, Level
 from microos.kv.keeping import Keeping
 from microos.kv.kv import Kv
+from microos.node.kernel import Kernel
 from microos.ring.epochs import frozen
 from microos.ring.keeper import Keeper, KeeperSettings, Moved
 from microos.types import Version
@@ -59,7 +60,7 @@ class Local:
         return result
 
     def kv(self) -> Kv:
-        return Kv(cast(Keeping, self), 5.0)
+        return Kv(cast(Kernel, None), cast(Keeping, self), 5.0)
 
     def bucket(self, type: Any = Any, name: str = "things", **options: Any) -> Bucket[Any]:
         return self.kv().bucket(name, type, **options)

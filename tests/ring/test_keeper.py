@@ -6,10 +6,14 @@ import random
 
 import pytest
 
-from microos.errors import ConflictError, NoQuorumError
+from microos.errors import ConflictError, NoQuorumError, UncertainError
 from microos.ring.entry import is_tombstone
-from microos.types import Version
-from tests.ring.keepers import Operation, World, judge, value, version
+from microos.ring.keeper import Keeper, Moved, Told, Up
+from microos.ring.messages import Answer, Code
+from microos.ring.ring import Owner
+from microos.types import BootId, NodeId, Version
+from tests.ring.keepers import SETTINGS, Operation, World, judge, value, version
+from tests.ring.log import Log
 
 pytestmark = pytest.mark.prop
 
@@ -249,6 +253,31 @@ def test_both_sides_of_a_split_write_and_agree_after_it(seed: int) -> None:
         newest = max(written, key=lambda p: p.result)  # type: ignore[arg-type, return-value]
         entries = world.entries(b"key%d" % k)
         assert [(version(e), value(e)) for e in entries] == [(newest.result, newest.value)] * 3
+
+
+def test_a_write_kept_before_the_ring_moved_on_is_uncertain_when_nobody_is_left() -> None:
+    """Found by world moving/1: it was said not to have happened, and read."""
+    log = Log().propose("bcd")
+    keeper = Keeper(
+        Owner(NodeId("000000000000000a"), BootId(1)),
+        SETTINGS,
+        random=random.Random(1),
+        now=0.0,
+        wall=1e9,
+    )
+    keeper.receive(Moved(log.state.ring(), b""), 0.0)
+    keeper.receive(Up({NodeId(name): BootId(1) for name in "abcd"}), 0.0)
+    keeper.put(7, b"k", b"v", left=0, one=False, version=None, deadline=1.0, now=0.0)
+    ask = keeper.take().asks[0]
+    log.propose("be")
+    assert log.state.next[7]
+
+    keeper.receive(Told(ask.token, Answer(Code.NEWER_SLOT, log.state.revision, 1)), 0.1)
+    keeper.receive(Up({NodeId("a"): BootId(1)}), 0.1)
+    keeper.receive(Moved(log.state.ring(), b""), 0.1)
+
+    ((_, result),) = keeper.take().done
+    assert isinstance(result, UncertainError)
 
 
 @pytest.mark.criterion("KV-8", "KV-18")

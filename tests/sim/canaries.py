@@ -59,6 +59,9 @@ def first(known: int, tries: int) -> tuple[int, ...]:
     return (known, *(n for n in range(tries) if n != known))[:tries]
 
 
+KV_BREACH = ("safety kv.hidden", "safety kv.stale_read", "safety kv.order", "safety kv.lost")
+"""How it shows that the store has broken its word."""
+
 CANARIES = (
     Canary(
         name="acknowledges-before-it-is-durable",
@@ -212,6 +215,136 @@ CANARIES = (
         ),
         world="restless",
         dies=("safety storage.entry_lost", "safety storage.vote_lost"),
+        worlds=first(0, 10),
+    ),
+    Canary(
+        name="believes-copies-that-are-not-whole",
+        breaks="A read counts answers of copies that are still being filled.",
+        module="microos.ring.get",
+        text="whole = not answer.code & (Code.UNSYNCED | Code.BEHIND)",
+        replacement="whole = not answer.code & Code.BEHIND",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="fills-a-copy-from-one-source",
+        breaks="A copy is whole with the entries of one source instead of M.",
+        module="microos.ring.upkeep",
+        text="needed = min(sources(len(current)), len(living))",
+        replacement="needed = 1",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="stays-on-the-old-chain",
+        breaks="An operation is not repeated where the slot has changed.",
+        module="microos.ring.operation",
+        text="elif code & Code.NEWER_SLOT:",
+        replacement="elif code & 1024:",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="does-not-write-back",
+        breaks="A read is answered though what it has seen is not at a quorum.",
+        module="microos.ring.get",
+        text="if newest is None or self.one or not behind:",
+        replacement="if True:",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="keeps-its-version-below-a-newer-one",
+        breaks="A write that meets a newer version is acknowledged beneath it.",
+        module="microos.ring.put",
+        text="if self._newest > version_of(self._entry) and not self._is_above:",
+        replacement="if False:",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="accepts-below-a-promise",
+        breaks="An owner keeps an atomic write though it has promised a newer ballot.",
+        module="microos.ring.replica",
+        text=(
+            "        if promised > ballot:\n"
+            "            return self._answer(Code.REFUSED, now, promised=promised)\n"
+            "        kept"
+        ),
+        replacement="        kept",
+        world="contended",
+        dies=("safety kv.written_twice", "safety kv.absent_once", *KV_BREACH),
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="reads-current-alone",
+        breaks="A read of a slot in change asks its present owners only.",
+        module="microos.ring.get",
+        text="        up = self._vote(Votes(chain, limits.RING_REPLICAS))\n",
+        replacement="        up = self._vote(Votes(chain[:1], limits.RING_REPLICAS))\n",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="delete-leaves-no-trace",
+        breaks="A tombstone is forgotten as soon as it has taken the value away.",
+        module="microos.ring.store",
+        text="            self._forget(slot, name, kept)\n        entries[name] = entry\n",
+        replacement=(
+            "            self._forget(slot, name, kept)\n"
+            "            if is_tombstone(entry):\n"
+            "                del entries[name]\n"
+            "                return True\n"
+            "        entries[name] = entry\n"
+        ),
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 10),
+    ),
+    Canary(
+        name="answers-for-an-earlier-boot",
+        breaks="A process answers what its predecessor was asked, with empty copies.",
+        module="microos.ring.replica",
+        text="if request.boot != self.me.boot:",
+        replacement="if False:",
+        world="moving",
+        dies=("safety kv.boot", *KV_BREACH),
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="votes-after-missing-a-ring-epoch",
+        breaks="A copy whose owner has missed a ring epoch is still held to be whole.",
+        module="microos.ring.replica",
+        text="if not old or ring.number > self.ring.number + 1:",
+        replacement="if not old:",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="forgets-a-delete-that-an-owner-has-not-heard-of",
+        breaks="Old tombstones are purged though not every owner has confirmed them.",
+        module="microos.ring.passes",
+        text="self._failed |= not isinstance(answer, Answer) or answer.code != 0",
+        replacement="self._failed |= False",
+        world="purged",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="uses-an-id-again",
+        breaks="A call gets the lowest free id, so a late answer to another one fits it.",
+        module="microos.rpc.core",
+        text="        id = next(self._ids)\n",
+        replacement=("        id = 1\n        while id in pending:\n            id += 1\n"),
+        world="hasty",
+        dies=("safety rpc.answer", "safety rpc.protocol"),
         worlds=first(0, 10),
     ),
     Canary(

@@ -13,13 +13,13 @@ import msgspec
 import trio
 
 from microos.raft.core import Raft, Role
-from microos.settings import GossipSettings, RaftSettings
+from microos.settings import GossipSettings, KvSettings, RaftSettings, RingSettings
 from microos.sim.cores import CoresWorld
 from microos.sim.faults import LEADER, Fault
 from microos.sim.host import node_id
 from microos.sim.network import Weather
 from microos.sim.nodes import NodesWorld
-from microos.sim.swarm import Config, draw
+from microos.sim.swarm import Config, Store, draw
 from microos.sim.world import MILLISECOND, SECOND
 from microos.storage.files import DamagedError
 from microos.storage.memory import MemoryDisk
@@ -60,8 +60,10 @@ def _fate(number: int, world: CoresWorld | NodesWorld) -> Fate:
 
 
 def swarm(number: int) -> Fate:
-    """A seed of layer `cores`, as the lottery draws it."""
-    return _cores(*draw(number, 3 + number % 2 * 2, 20, "cores"))
+    """A seed of layer `cores`, as the lottery draws it, without a store."""
+    config, plan = draw(number, 3 + number % 2 * 2, 20, "cores")
+    config.store = None
+    return _cores(config, plan)
 
 
 def nodes(number: int) -> Fate:
@@ -96,6 +98,7 @@ def quarrel(number: int) -> Fate:
         think_ns=30 * MILLISECOND,
         ttl=1.0,
         triggers_ppm=0,
+        store=None,
     )
     plan: list[Fault] = []
     at = SECOND
@@ -167,6 +170,7 @@ def _calm(config: Config, *, timeout: float) -> Config:
         sync_rare=False,
         turn_ns=0,
         triggers_ppm=0,
+        store=None,
     )
 
 
@@ -372,6 +376,106 @@ async def _rotten(number: int) -> Fate:
     if list(loaded.entries) == written or list(loaded.entries) == written[:-1]:
         return Fate(number)
     return Fate(number, "safety storage.rot", f"{name} at {offset}: read what was not written")
+
+
+def moving(number: int) -> Fate:
+    """A busy store whose ring moves on all the time, since somebody is always cut off or gone.
+
+    Restarts are far enough apart for each to be made good before the next one, so nothing that
+    was acknowledged may be lost.
+    """
+    chance = random.Random(f"moving/{number}")
+    return _cores(*_moving(number, chance))
+
+
+def _moving(number: int, chance: random.Random) -> tuple[Config, list[Fault]]:
+    config, _ = draw(number, 5, 24, "cores")
+    config = _calm(config, timeout=0.2)
+    config = msgspec.structs.replace(
+        config,
+        weather=Weather(latency_mean_ns=chance.choice((1, 5, 20)) * MILLISECOND, bias=True),
+        clients=1,
+        think_ns=SECOND,
+        ttl=4.0,
+        members=0,
+        store=Store(
+            keys=1,
+            clients=2,
+            think_ns=20 * MILLISECOND,
+            call_ns=0,
+            ring=RingSettings(batch_window=0.1, batch_window_max=0.1, replace_after=0.5),
+            kv=KvSettings(compare_interval=chance.choice((0.5, 5.0)), drop_grace=0.2),
+            dead_after_ns=300 * MILLISECOND,
+            wrong_ppm=chance.choice((0, 20_000, 100_000)),
+        ),
+    )
+    plan: list[Fault] = []
+    at, restart_at = SECOND, 3 * SECOND
+    while at < config.tail_ns - SECOND:
+        lasts = chance.randrange(100, 2500) * MILLISECOND
+        node = chance.randrange(5)
+        kind = chance.choice(("isolate", "isolate", "partition", "change", "crash", "pause"))
+        if kind == "crash" and at < restart_at:
+            kind = "isolate"
+        if kind == "crash":
+            restart_at = at + 5 * SECOND
+        what: dict[str, int | list[int]] = {"node": node, "for_ns": lasts}
+        if kind == "partition":
+            what = {"side": sorted(chance.sample(range(5), 2)), "for_ns": lasts}
+        elif kind == "change":
+            what = {"node": LEADER, "number": chance.randrange(1 << 20)}
+        plan.append(Fault(at, kind, what))
+        at += chance.randrange(200, 1500) * MILLISECOND
+    return config, plan
+
+
+def contended(number: int) -> Fate:
+    """The same, with many who write under conditions, and do not agree on who decides."""
+    chance = random.Random(f"contended/{number}")
+    config, plan = _moving(number, chance)
+    assert config.store is not None
+    config.store.clients, config.store.think_ns = 4, 5 * MILLISECOND
+    config.store.wrong_ppm = 200_000
+    return _cores(config, plan)
+
+
+class _Purged(CoresWorld):
+    """A store that forgets the traces of deletes after seconds rather than hours."""
+
+    def direct(self) -> None:
+        if self.world.now < self.config.tail_ns:
+            self.world.after(SECOND // 2, self.direct)
+            for keeping in self._keepings.values():
+                upkeep = keeping.keeper.upkeep
+                upkeep._purge_at = min(upkeep._purge_at, keeping.host.line.now())
+
+
+def purged(number: int) -> Fate:
+    """Owners that are cut off, but held to be up, while what they have is deleted elsewhere."""
+    chance = random.Random(f"purged/{number}")
+    config, _ = _moving(number, chance)
+    assert config.store is not None
+    store = config.store
+    store.dead_after_ns, store.wrong_ppm = 20 * SECOND, 0
+    store.keys, store.think_ns = 4, SECOND
+    store.kv = replace(store.kv, compare_interval=0.5, tombstone_window=0.3)
+    plan: list[Fault] = []
+    at = 2 * SECOND
+    while at < config.tail_ns:
+        plan.append(Fault(at, "isolate", {"node": chance.randrange(5), "for_ns": 4 * SECOND}))
+        at += 5 * SECOND
+    world = _Purged(config, plan)
+    world.world.at(SECOND, world.direct)
+    world.run()
+    return _fate(number, world)
+
+
+def hasty(number: int) -> Fate:
+    """Callers who do not wait for long, of nodes that are slow to answer."""
+    config, plan = _moving(number, random.Random(f"hasty/{number}"))
+    assert config.store is not None
+    config.store.clients, config.store.call_ns = 1, 20 * MILLISECOND
+    return _cores(config, plan)
 
 
 def dozed(number: int) -> Fate:

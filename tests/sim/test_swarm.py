@@ -9,9 +9,19 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microos.settings import GossipSettings, RaftSettings, Settings
+from microos.settings import GossipSettings, KvSettings, RaftSettings, RingSettings, Settings
 from microos.sim.faults import Fault
-from microos.sim.knobs import FIXED, GOSSIP_DRAWN, RAFT_DRAWN, draw_gossip, draw_raft
+from microos.sim.knobs import (
+    FIXED,
+    GOSSIP_DRAWN,
+    KV_DRAWN,
+    RAFT_DRAWN,
+    RING_DRAWN,
+    draw_gossip,
+    draw_kv,
+    draw_raft,
+    draw_ring,
+)
 from microos.sim.swarm import TAIL_MIN, Config, draw
 from microos.sim.world import SECOND
 
@@ -19,9 +29,10 @@ SEEDS = st.integers(0, 2**32)
 
 
 def test_every_setting_is_a_knob_or_fixed_for_a_reason() -> None:
-    names = {field.name for kind in (RaftSettings, GossipSettings) for field in fields(kind)}
+    kinds = (RaftSettings, GossipSettings, RingSettings, KvSettings)
+    names = {field.name for kind in kinds for field in fields(kind)}
 
-    assert names == {*RAFT_DRAWN, *GOSSIP_DRAWN, *FIXED}
+    assert names == {*RAFT_DRAWN, *GOSSIP_DRAWN, *RING_DRAWN, *KV_DRAWN, *FIXED}
     assert all(len(reason) > 10 for reason in FIXED.values())
 
 
@@ -30,8 +41,9 @@ def test_every_setting_is_a_knob_or_fixed_for_a_reason() -> None:
 def test_drawn_settings_are_legal_and_their_bounds_fit_the_quiet_tail(seed: int) -> None:
     chance = Random(seed)
     raft, gossip = draw_raft(chance, TAIL_MIN), draw_gossip(chance, TAIL_MIN, 5)
+    ring, kv = draw_ring(chance), draw_kv(chance)
 
-    assert Settings(raft=raft, gossip=gossip).faults() == []
+    assert Settings(raft=raft, gossip=gossip, ring=ring, kv=kv).faults() == []
     assert raft.election_timeout_max * 25 * SECOND <= TAIL_MIN + SECOND
 
 

@@ -2,7 +2,7 @@
 
 | invariant | how it is seen |
 |---|---|
-| rpc.answer | an answer says which call it answers, and who answers: it is this call, and that node |
+| rpc.answer | an answer says which call it answers, and who answers: this call, that node |
 | rpc.once | no call is begun by a handler twice |
 | rpc.no_effect | a call that failed as unavailable was never begun |
 | rpc.deadline | each call of a process that runs ends by its deadline |
@@ -31,7 +31,7 @@ class CallChecker:
         """A handler has begun a call."""
         operation = self.history[number]
         operation.begun += 1
-        if operation.callee != callee:
+        if operation.callee != callee:  # Both are empty where a router has picked.
             self._fail("answer", f"{operation} came to {callee}")
         if operation.begun > 1:
             self._fail("once", f"{operation} was begun again")

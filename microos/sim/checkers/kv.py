@@ -3,12 +3,12 @@
 | invariant | how it is seen |
 |---|---|
 | kv.hidden | at the instant of an acknowledgement no quorum of copies that vote lacks it |
-| kv.stale_read, kv.order | nothing acknowledged before it began is above what an operation came to |
+| kv.stale_read, kv.order | nothing acknowledged before it began is above what it came to |
 | kv.written_twice | no value is written over by two writes under a condition |
 | kv.absent_once | of two writes over nothing there is a delete between |
 | kv.no_effect | what was said not to have happened is never read |
 | kv.provenance | what is read was written, to this key, and one version is one value |
-| kv.settled, kv.copies | at the end every slot is settled, its owners' copies are equal and newest |
+| kv.settled, kv.copies, kv.lost | at the end slots are settled, copies equal and newest |
 | kv.service, kv.deadline | in the quiet tail operations succeed; each ends by its deadline |
 
 All of it is asked of operations at `quorum` only. *Hidden* is the rule behind the others, and
@@ -29,11 +29,10 @@ from math import inf
 
 from microos.ring.entry import number_of, version_of
 from microos.ring.epochs import RingState
+from microos.ring.keeper import Keeper
 from microos.ring.quorum import wanted
 from microos.ring.ring import Owner, Row
 from microos.sim.customers import KvOperation, place_of
-from microos.sim.host import node_name
-from microos.sim.keeping import Keeping
 from microos.sim.world import SECOND, World
 
 Known = tuple[int, KvOperation]
@@ -44,15 +43,15 @@ class KvChecker:
 
     Args:
         keys: All that are used.
-        keepings: Of the processes that run.
+        keepers: Of the processes that run.
     """
 
     def __init__(
-        self, world: World, keys: Sequence[bytes], keepings: Callable[[], Mapping[Owner, Keeping]]
+        self, world: World, keys: Sequence[bytes], keepers: Callable[[], Mapping[Owner, Keeper]]
     ) -> None:
         self._world = world
         self._keys = keys
-        self._keepings = keepings
+        self._keepers = keepers
         self._slots = dict.fromkeys(place_of(key)[0] for key in keys)
         self.history: list[KvOperation] = []
         self._of: dict[bytes, list[KvOperation]] = {key: [] for key in keys}
@@ -111,10 +110,9 @@ class KvChecker:
         self._of[operation.key].append(operation)
 
     def ended(self, operation: KvOperation) -> None:
-        if operation.outcome in ("unavailable", "conflict"):
-            if operation.number in self._seen:
-                reader = self._seen[operation.number]
-                self._fail("no_effect", f"{operation}, but it was read: {reader}")
+        if operation.outcome in ("unavailable", "conflict") and operation.number in self._seen:
+            reader = self._seen[operation.number]
+            self._fail("no_effect", f"{operation}, but it was read: {reader}")
         if operation.outcome != "ok":
             return
         if operation.kind == "get":
@@ -158,12 +156,22 @@ class KvChecker:
             return
         version, before = known
         if operation.kind == "get":
-            # A trace may be forgotten once everybody has it.
-            forgotten = operation.version == 0 and (before.kind != "put" or before.left_ms)
-            if operation.version < version and not forgotten:
+            nothing = operation.version == 0 and self._may_be_gone(operation, version)
+            if operation.version < version and not nothing:
                 self._fail("stale_read", f"{operation}, known before it began: {before}")
         elif operation.version <= version:
             self._fail("order", f"{operation}, known before it began: {before}")
+
+    def _may_be_gone(self, read: KvOperation, version: int) -> bool:
+        """Whether what was known may have been removed, or ended, before a read was over."""
+        assert read.ended_ns is not None
+        return any(
+            (other.kind == "delete" or (other.kind == "put" and other.left_ms))
+            and other.outcome not in ("unavailable", "conflict")
+            and other.begun_ns <= read.ended_ns
+            and (other.version == 0 or other.version >= version)
+            for other in self._of[read.key]
+        )
 
     def _known(self, operation: KvOperation) -> Known | None:
         at = bisect_left(self._ends[operation.key], operation.begun_ns)
@@ -209,20 +217,20 @@ class KvChecker:
     def _look_for_readers_without(self, operation: KvOperation) -> None:
         """Nobody who asked now would come to a quorum of copies that lack it."""
         slot, name = place_of(operation.key)
-        keepings = self._keepings()
+        keepers = self._keepers()
         looked: dict[int, None] = {}
-        for reader in keepings.values():
-            ring = reader.keeper.ring
+        for reader in keepers.values():
+            ring = reader.ring
             chain = ring.chains[slot]
             if not chain or ring.revision in looked:
                 continue
             looked[ring.revision] = None
 
             def lacks(owner: Owner, votes: bool, at: int = ring.revision) -> bool:
-                keeping = keepings.get(owner)
-                if keeping is None:
+                keeper = keepers.get(owner)
+                if keeper is None:
                     return False
-                replica = keeping.keeper.replica
+                replica = keeper.replica
                 if replica.ring.positions[slot] > at:
                     return False  # It would say so, and the reader begin anew.
                 if votes and (slot not in replica.synced or replica.ring.revision < at):
@@ -233,8 +241,7 @@ class KvChecker:
                 return sum(lacks(owner, votes) for owner in row) >= wanted(len(row))
 
             if without(chain[0], True) and (len(chain) == 1 or without(chain[1], False)):
-                detail = f"{operation} is unknown to a quorum as {reader.host.name} sees it: "
-                detail += f"{[[node_name(o.node) for o in row] for row in chain]}, ring {ring.number}"
+                detail = f"{operation} is unknown to a quorum as {reader.me} sees it: {chain}"
                 self._fail("hidden", detail)
                 return
 
@@ -260,9 +267,9 @@ class KvChecker:
             since_ns: From when on everything had to succeed.
             nodes: Names of those that take part.
         """
-        keepings = self._keepings()
-        for keeping in keepings.values():
-            keeping.keeper.check()
+        keepers = self._keepers()
+        for keeper in keepers.values():
+            keeper.check()
         for operation in self.history:
             refused = operation.outcome not in ("ok", "conflict")
             node = operation.client.partition(".")[0]
@@ -272,22 +279,20 @@ class KvChecker:
             self._fail("settled", "there is no ring", "liveness")
             return
         for key in self._keys:
-            self._final(key, keepings)
+            self._final(key, keepers)
 
-    def _final(self, key: bytes, keepings: Mapping[Owner, Keeping]) -> None:
+    def _final(self, key: bytes, keepers: Mapping[Owner, Keeper]) -> None:
         slot, name = place_of(key)
         row = self.state.current[slot]
-        names = [node_name(owner.node) for owner in row]
-        if self.state.next[slot] or any(owner not in keepings for owner in row):
-            detail = f"{key!r}: {names}, next {self.state.next[slot]}, ring {self.state.number}"
+        if self.state.next[slot] or any(owner not in keepers for owner in row):
+            detail = f"{key!r}: {row}, next {self.state.next[slot]}, ring {self.state.number}"
             self._fail("settled", detail, "liveness")
             return
         found = [
-            number_of(version_of(keepings[owner].keeper.replica.store.get(slot, name, 0)))
-            for owner in row
+            number_of(version_of(keepers[owner].replica.store.get(slot, name, 0))) for owner in row
         ]
         if len({*found}) != 1:
-            self._fail("copies", f"{key!r}: {dict(zip(names, found, strict=True))}", "liveness")
+            self._fail("copies", f"{key!r}: {dict(zip(row, found, strict=True))}", "liveness")
         newest = self._newest[key][-1] if self._newest[key] else None
         if newest is not None and found[0] < newest[0]:
             self._fail("lost", f"{key!r}: the owners have {found}, known was {newest}")

@@ -21,7 +21,9 @@ from microos.raft.composite import Machines
 from microos.raft.core import Raft
 from microos.raft.entry import Entry
 from microos.raft.notes import BecameLeader, Committed
+from microos.ring.keeper import Keeper
 from microos.settings import GossipSettings
+from microos.sim.checkers.kv import KvChecker
 from microos.sim.checkers.membership import MembershipChecker
 from microos.sim.checkers.raft import newest_before
 from microos.sim.process import Process
@@ -40,6 +42,11 @@ def raft_of(node: Node) -> Raft | None:
     return None if consensus is None else consensus._raft
 
 
+def keeper_of(node: Node) -> Keeper | None:
+    """Return the store of a node, None before it has one."""
+    return node.kv._keeping._keeper
+
+
 class NodesChecker:
     """The invariants of one world of nodes."""
 
@@ -49,6 +56,8 @@ class NodesChecker:
         self._world = world
         self._gossip = MembershipChecker(world, gossip.reconnect_timeout)
         self._holdings = holdings
+        self.ring = OwnershipMachine()
+        self.kv: KvChecker | None = None
         self.oracle: Machines | None = None
         self.committed: dict[Index, Entry] = {}
         self.last_index = Index(0)
@@ -116,7 +125,7 @@ class NodesChecker:
         mark = raft.log.mark
         assert mark is not None and mark.index == 1, "the first commit is a founder's"
         identity = node._lifecycle._identity
-        self.oracle = Machines(identity.epoch, (LockMachine(), ConfigMachine(), OwnershipMachine()))
+        self.oracle = Machines(identity.epoch, (LockMachine(), ConfigMachine(), self.ring))
         self.oracle.begin(mark)
         self.last_index = mark.index
 
@@ -129,6 +138,8 @@ class NodesChecker:
         self.last_index = entry.index
         done = self.oracle.apply(entry)
         self._digests[entry.index] = self.oracle.digest()
+        if self.kv is not None:
+            self.kv.moved(self.ring.state)
         for machine, event in done.events:
             if machine == CONFIG and isinstance(event, Changed):
                 self._changed(entry.index, event)
