@@ -121,7 +121,11 @@ class Operation:
         self.revision = self.desk.ring.revision
         self.wants_ring = 0
         self.at = self.deadline
-        self._begin(now)
+        if self.revision == 0:
+            # Before the first ring epoch nobody owns the key: it will not be long.
+            self.wants_ring = 1
+        else:
+            self._begin(now)
 
     def answered(self, owner: Owner, answer: AnyAnswer, now: float) -> None:
         """Take in an answer to the present try."""

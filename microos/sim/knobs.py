@@ -41,6 +41,7 @@ FIXED = {
     "weight": "placement has tests of its own",
     "zone": "placement has tests of its own",
     "memory": "a full store has tests of its own",
+    "transfer_rate": "bytes beyond what a world moves",
     "tombstone_window": "longer than any world: a late message must find the trace of a delete",
     "pre_vote": "switches a promise off",
     "check_quorum": "switches a promise off",
