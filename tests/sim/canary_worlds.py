@@ -12,9 +12,12 @@ from dataclasses import replace
 import msgspec
 import trio
 
+from microos.raft.composite import Done
 from microos.raft.core import Raft, Role
+from microos.raft.entry import Change, Entry
 from microos.settings import GossipSettings, KvSettings, RaftSettings, RingSettings
 from microos.sim.cores import CoresWorld
+from microos.sim.customers import place_of
 from microos.sim.faults import LEADER, Fault
 from microos.sim.host import node_id
 from microos.sim.network import Weather
@@ -467,6 +470,97 @@ def purged(number: int) -> Fate:
     world = _Purged(config, plan)
     world.world.at(SECOND, world.direct)
     world.run()
+    return _fate(number, world)
+
+
+class _Emptied(CoresWorld):
+    """Two owners of a key are let go, and cut off at the very instant at which the slot settles.
+
+        current  a b c ── joint, all know of it ──▶ settled ─┬─ c d e: written here
+        next     c d e                                       └─ a b: know nothing of that, are read
+    """
+
+    act = 0
+    gone: tuple[int, int] = (0, 0)
+    until_ns = 0
+
+    def direct(self) -> None:
+        """Look at log and ring; go on to the next act when it is time."""
+        if self.world.now >= self.config.tail_ns - 3 * SECOND:
+            return
+        self.world.after(5 * MILLISECOND, self.direct)
+        leader = self.leader()
+        if leader is not None and self.world.now > 2 * SECOND:
+            getattr(self, f"_act{self.act}")(leader)
+
+    @property
+    def _slot(self) -> int:
+        return place_of(b"p0")[0]
+
+    def _inside(self, leader: int) -> list[int]:
+        member = self._members[leader]
+        assert member is not None
+        return [n for n in range(5) if node_id(n) in member.machines.configuration.voters]
+
+    def _propose(self, leader: int, change: Change) -> None:
+        member = self._members[leader]
+        assert member is not None and member.raft is not None
+        member.raft.change(change, member.host.line.now())
+        member.soon()
+
+    def _act0(self, leader: int) -> None:
+        state = self._ring.state
+        if len(self._inside(leader)) == len(state.members) == 5 and not state.joint():
+            owners = [int(owner.node, 16) for owner in state.current[self._slot]]
+            a, b = [n for n in owners if n != leader][:2]
+            self.gone, self.act = (a, b), 1
+
+    def _act1(self, leader: int) -> None:
+        left = [n for n in self.gone if n in self._inside(leader)]
+        if left and leader not in left:
+            self._propose(leader, Change(remove=(node_id(left[0]),)))
+        elif not left:
+            self.act = 2
+
+    def _act2(self, leader: int) -> None:
+        """Wait until the slot is in change and both owners are told of it."""
+        after = [int(owner.node, 16) for owner in self._ring.state.next[self._slot]]
+        if after and not {*self.gone} & {*after}:
+            self.act = 3
+
+    def _committed(self, entry: Entry, done: Done) -> None:
+        super()._committed(entry, done)
+        if self.act == 3 and not self._ring.state.next[self._slot]:
+            self.world.sometimes("emptied")
+            lasts = SECOND
+            self.faults.plan(
+                [Fault(self.world.now, "partition", {"side": [*self.gone], "for_ns": lasts})]
+            )
+            self.until_ns, self.act = self.world.now + lasts + SECOND // 2, 4
+
+    def _act3(self, leader: int) -> None:
+        """It settles when its new owners are whole."""
+
+    def _act4(self, leader: int) -> None:
+        """Take both in again, and begin anew."""
+        if self.world.now > self.until_ns:
+            back = tuple(node_id(n) for n in self.gone if n not in self._inside(leader))
+            if back:
+                self._propose(leader, Change(add_voters=back))
+            else:
+                self.act = 0
+
+
+def emptied(number: int) -> Fate:
+    """Owners that were let go and do not know that their slot has settled elsewhere."""
+    config, _ = _moving(number, random.Random(f"emptied/{number}"))
+    assert config.store is not None
+    config.store.wrong_ppm = 0
+    config.store.kv = replace(config.store.kv, compare_interval=60.0)
+    world = _Emptied(config, [])
+    world.world.at(0, world.direct)
+    world.run()
+    assert world.world.failure or world.world.counts.get("emptied"), "the play was never staged"
     return _fate(number, world)
 
 

@@ -199,20 +199,23 @@ class KvChecker:
                 self._fail("written_twice", f"{other}, then {write}")
             self._over[value] = write
             return
-        assert write.ended_ns is not None
         for other in self._of[write.key]:
             took = other.outcome == "ok" and other.condition == 0 and other.kind == "put"
-            if other is write or not took or not self._binds(other):
-                continue
-            assert other.ended_ns is not None
-            if not any(
-                delete.kind == "delete"
-                and delete.outcome not in ("unavailable", "conflict")
-                and delete.begun_ns <= write.ended_ns
-                and (delete.ended_ns is None or delete.ended_ns >= other.begun_ns)
-                for delete in self._of[write.key]
-            ):
-                self._fail("absent_once", f"{other}, then {write}, and no delete between")
+            if other is not write and took and self._binds(other):
+                first, second = sorted((other, write), key=lambda o: o.version)
+                if not self._may_be_deleted(first, second):
+                    self._fail("absent_once", f"{first}, then {second}, and no delete between")
+
+    def _may_be_deleted(self, first: KvOperation, second: KvOperation) -> bool:
+        """Whether a delete may have taken effect between two writes."""
+        assert second.ended_ns is not None
+        return any(
+            delete.kind == "delete"
+            and delete.outcome not in ("unavailable", "conflict")
+            and delete.begun_ns <= second.ended_ns
+            and (delete.ended_ns is None or delete.ended_ns >= first.begun_ns)
+            for delete in self._of[first.key]
+        )
 
     def _look_for_readers_without(self, operation: KvOperation) -> None:
         """Nobody who asked now would come to a quorum of copies that lack it."""
