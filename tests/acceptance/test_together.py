@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -313,12 +314,11 @@ def test_captured_calls_and_items_show_neither_names_nor_keys(secret: str | None
     words = [b"work.again", b"tenant-of-a-call", b"secret-bucket", b"secret-key", b"secret-value"]
     everything: list[Captured] = []
 
-    async def tell(call: object, proceed: Callable[[object], Awaitable[object]]) -> object:
-        call.metadata["tenant"] = "tenant-of-a-call"  # type: ignore[attr-defined]
+    async def tell(call: Any, proceed: Callable[[Any], Awaitable[Any]]) -> Any:
+        call.metadata["tenant"] = "tenant-of-a-call"
         return await proceed(call)
 
     async def scenario(cluster: Cluster) -> None:
-        everything.extend([])
         captured = cluster.capture()
         await work.known(cluster)
         for id in range(20):

@@ -71,6 +71,7 @@ class Line:
         return self.begin(number)
 
 
+@pytest.mark.criterion("ROUT-6")
 def test_five_failures_in_a_row_open_it() -> None:
     line = Line()
 
@@ -152,6 +153,7 @@ def test_the_half_before_still_counts() -> None:
     assert line.state() is State.OPEN
 
 
+@pytest.mark.criterion("ROUT-6")
 @pytest.mark.parametrize("probes", [1, 3])
 def test_half_open_lets_exactly_its_probes_through(probes: int) -> None:
     line = Line(settings=Breaker(probes=probes))
@@ -179,6 +181,7 @@ def test_a_probe_that_has_shown_nothing_makes_room_for_the_next() -> None:
     line.circuits.check()
 
 
+@pytest.mark.criterion("ROUT-6")
 def test_three_successes_close_it_into_a_slow_start() -> None:
     line = Line()
     line.half_open().succeeded(line.now)
@@ -197,6 +200,7 @@ def test_three_successes_close_it_into_a_slow_start() -> None:
     assert [note.after for note in line.notes] == ["open", "half_open", "closed"]
 
 
+@pytest.mark.criterion("ROUT-6")
 def test_each_failed_probe_waits_twice_as_long_up_to_half_a_minute() -> None:
     line = Line()
     line.fail(5)
@@ -293,6 +297,7 @@ def test_calls_sent_in_panic_change_nothing_of_an_open_circuit() -> None:
     assert len(line.notes) == 2
 
 
+@pytest.mark.criterion("ROUT-6")
 def test_the_last_one_that_is_well_always_remains() -> None:
     line = Line(3, Breaker(eject_max=1.0))
 

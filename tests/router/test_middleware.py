@@ -54,6 +54,7 @@ def test_a_chain_of_nothing_is_the_innermost_itself() -> None:
     assert compose([], innermost) is innermost
 
 
+@pytest.mark.criterion("RPC-4")
 def test_a_mark_limits_the_kinds() -> None:
     @middleware("attempt", "handler")
     def marked(call: object) -> None: ...
@@ -71,6 +72,7 @@ def test_a_kind_that_does_not_exist_is_refused(kinds: tuple[str, ...]) -> None:
         middleware(*kinds)
 
 
+@pytest.mark.criterion("RPC-4")
 async def test_call_middleware_runs_once_and_attempt_middleware_per_attempt(
     autojump_clock: MockClock,
 ) -> None:

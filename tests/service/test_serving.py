@@ -236,6 +236,7 @@ def noting(name: str) -> Middleware:
     return middleware
 
 
+@pytest.mark.criterion("RPC-4")
 async def test_the_first_middleware_is_the_outermost() -> None:
     node = Node(shop, middleware=(noting("a"), noting("b")))
 
@@ -244,6 +245,7 @@ async def test_the_first_middleware_is_the_outermost() -> None:
     assert [*seen[:2], *seen[3:]] == ["a in", "b in", "b out", "a out"]
 
 
+@pytest.mark.criterion("RPC-4")
 async def test_middleware_sees_the_call_and_may_change_it() -> None:
     async def change(call: HandlerCall, proceed: Proceed) -> Any:
         assert (call.endpoint, call.arguments, call.caller) == ("shop.echo", ("ab",), "b")
@@ -266,6 +268,7 @@ async def test_middleware_sees_the_call_and_may_change_it() -> None:
     assert metadata == {"tenant": "t"}
 
 
+@pytest.mark.criterion("RPC-4")
 async def test_middleware_may_answer_itself_refuse_and_repeat() -> None:
     async def answer(call: HandlerCall, proceed: Proceed) -> Any:
         match call.arguments[0]:
