@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 import msgspec
 
 from microos.codec import encode
-from microos.errors import ConflictError, MicroosError, UncertainError
+from microos.errors import MicroosError
 from microos.ring.entry import is_tombstone, number_of, value_of, version_of
 from microos.ring.epochs import Done, RingState, apply, frozen
 from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up
 from microos.ring.messages import decode_answer, decode_request
 from microos.ring.placement import Scores
 from microos.ring.planner import Answered, Planner, Report, Seen, View
+from microos.ring.quorum import wanted
 from microos.ring.ring import Owner, seed_of, slot_of, slot_set
 from microos.ring.store import name_of
 from microos.settings import RingSettings
 from microos.types import BootId, Incarnation, NodeId, Revision, Version
 
 BUCKET = "b"
+LATE_MAX = 0.06
+"""A tick, and the ways of a few messages: a value lives longer by the time it travels [s]."""
+
+EARLY_MAX = 0.05
+
 SETTINGS = KeeperSettings(
     size_max=1 << 24,
     compare_interval=3.0,
@@ -94,12 +100,17 @@ class World:
         self.random = random.Random(seed)
         self.now = 0.0
         self.loss = 0.0 if calm else 0.02
+        self.late = True
+        """Whether some messages come very late."""
         self.history: list[Operation] = []
         self.nodes = [Node(self, n) for n in range(nodes)]
         self.states: list[RingState] = []
         """The log: the state after each command that changed it."""
         self._moved: list[Moved] = []
         self._log(RingState())
+        self.losses: dict[int, list[tuple[float, float]]] = {}
+        """By slot: when so many of its owners had ended that what only they had was lost."""
+        self._losing: dict[int, float] = {}
         self.side = dict.fromkeys(range(nodes), 0)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -118,6 +129,17 @@ class World:
         before = self._moved[-1].ring if self._moved else None
         self.states.append(state)
         self._moved.append(Moved(state.ring(before), frozen(state)))
+        self._note_losses()
+
+    def _note_losses(self) -> None:
+        """Look which slots of keys in use have lost as many owners as acknowledge a write."""
+        for slot in {slot_of(seed_of(BUCKET), o.key): None for o in self.history}:
+            row = self.states[-1].current[slot]
+            living = [o for o in row if self._lives(int(o.node, 16) - 1, o.boot)]
+            if len(row) - len(living) >= wanted(len(row)):
+                self._losing.setdefault(slot, self.now)
+            elif slot in self._losing:
+                self.losses.setdefault(slot, []).append((self._losing.pop(slot), self.now))
 
     # Time.
 
@@ -157,6 +179,7 @@ class World:
         node = self.nodes[number]
         node.keeper = None
         node.since = self.now
+        self._note_losses()
         for key in [k for k in self._pending if k[0] == number]:
             del self._pending[key]
         self.at(self.now + self.random.random(), self._told_of_members)
@@ -277,7 +300,7 @@ class World:
         return self.side[a] == self.side[b] and self.random.random() >= self.loss
 
     def _delay(self) -> float:
-        if not self.calm and self.random.random() < 0.02:
+        if not self.calm and self.late and self.random.random() < 0.02:
             return self.random.random() * 2.0
         return 0.0005 + self.random.random() * 0.01
 
@@ -387,6 +410,19 @@ class World:
         self._arm(number, node.boots, keeper)
         return operation
 
+    def leftovers(self) -> list[str]:
+        """Return what keepers still have to do; nothing is, after a while without users."""
+        of_keeper = ("_operations", "_asked", "_waiting", "_handles", "_handing")
+        of_upkeep = ("_comparing", "_busy", "_under_way", "_purging", "_held", "_fills")
+        return [
+            f"{node.id[-1]} {name}"
+            for node in self.nodes
+            if node.keeper is not None
+            for part, names in ((node.keeper, of_keeper), (node.keeper.upkeep, of_upkeep))
+            for name in names
+            if getattr(part, name)
+        ]
+
     def check(self) -> None:
         for node in self.nodes:
             if node.keeper is not None:
@@ -417,33 +453,63 @@ def value(entry: object) -> int | None:
     return int(msgspec.msgpack.decode(value_of(entry)))
 
 
-def judge(history: list[Operation]) -> list[str]:
+Losses = Mapping[int, Sequence[tuple[float, float]]]
+
+
+def judge(history: list[Operation], losses: Losses | None = None) -> list[str]:
     """Return what is wrong with a history of quorum operations: nothing acknowledged is lost,
-    reads never go back, and no version is written over twice by conditional writes."""
+    reads never go back, and no version is written over twice by conditional writes.
+
+    Args:
+        losses: As the world has them: what was so before a loss need not be so after it.
+    """
     wrong: list[str] = []
     for key in sorted({o.key for o in history}):
         mine = [o for o in history if o.key == key and o.ended < inf]
-        seen: list[tuple[float, int, str]] = []
+        lost = (losses or {}).get(slot_of(seed_of(BUCKET), key), ())
+        seen: list[tuple[Operation, int]] = []
         for o in sorted(mine, key=lambda o: o.ended):
             if isinstance(o.result, MicroosError):
                 continue
             found = version(o.result) if o.kind == "get" else int(o.result)  # type: ignore[call-overload]
-            known = max((v for ended, v, _ in seen if ended < o.begun), default=0)
+            known = max(
+                (
+                    v
+                    for before, v in seen
+                    if before.ended < o.begun
+                    and not any(start <= o.ended and before.begun <= end for start, end in lost)
+                ),
+                default=0,
+            )
             if found < known or (found == known and o.kind != "get" and known):
                 wrong.append(f"{key!r}: {o.kind} at {o.begun:.3f}..{o.ended:.3f} {found} < {known}")
-            seen.append((o.ended, found, o.kind))
+            seen.append((o, found))
         taken: dict[int, Operation] = {}
         for o in mine:
             if o.condition is not None and isinstance(o.result, int) and o.condition > 0:
-                if o.condition in taken:
+                first = taken.get(o.condition)
+                if first is not None and not any(
+                    start <= max(o.ended, first.ended) and min(o.begun, first.begun) <= end
+                    for start, end in lost
+                ):
                     wrong.append(f"{key!r}: {o.condition} was written over twice")
                 taken[o.condition] = o
     return wrong
 
 
-def is_clear(result: object) -> bool:
-    """Return whether a result says for sure what happened."""
-    return not isinstance(result, UncertainError)
-
-
-__all__ = ["ConflictError", "Operation", "World", "is_clear", "judge", "value", "version"]
+def judge_times(history: list[Operation]) -> list[str]:
+    """Return which reads gave a value beyond its time, or its end before that."""
+    wrong: list[str] = []
+    puts = {o.result: o for o in history if o.kind == "put" and isinstance(o.result, int)}
+    for o in history:
+        if o.kind != "get" or not isinstance(o.result, bytes):
+            continue
+        put = puts.get(version(o.result))
+        if put is None or not put.left:
+            continue
+        end = put.begun + put.left / 1000.0
+        if value(o.result) is not None and o.begun > end + LATE_MAX:
+            wrong.append(f"{o.key!r}: a value at {o.begun:.3f}, its time was over at {end:.3f}")
+        if value(o.result) is None and o.ended < end - EARLY_MAX:
+            wrong.append(f"{o.key!r}: no value at {o.ended:.3f}, its time is over at {end:.3f}")
+    return wrong

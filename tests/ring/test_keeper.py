@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from math import inf
 
+import msgspec
 import pytest
 
 from microos.errors import ConflictError, NoQuorumError, UncertainError
+from microos.ring import upkeep
 from microos.ring.entry import is_tombstone
 from microos.ring.keeper import Keeper, Moved, Told, Up
 from microos.ring.messages import Answer, Code
 from microos.ring.ring import Owner
 from microos.types import BootId, NodeId, Version
-from tests.ring.keepers import SETTINGS, Operation, World, judge, value, version
+from tests.ring.keepers import SETTINGS, Operation, World, judge, judge_times, value, version
 from tests.ring.log import Log
 
 pytestmark = pytest.mark.prop
@@ -323,3 +327,163 @@ def test_no_acknowledged_write_is_lost_and_no_read_goes_back(seed: int) -> None:
 
     assert judge(world.history) == []
     assert sum(isinstance(o.result, int) for o in world.history) > 200
+
+
+def users(
+    world: World,
+    chance: random.Random,
+    *,
+    lefts: Sequence[int] = (0,),
+    cancels: bool = False,
+    one: bool = False,
+) -> Callable[[], None]:
+    """Let a user at each node do this and that; return what stops them."""
+    runs = [True]
+
+    def user(number: int) -> None:
+        if not runs[0]:
+            return
+        key = b"k%d" % chance.randrange(4)
+        kind = chance.choice(["get", "get", "put", "put", "delete"])
+        left = chance.choice(lefts)
+        did = [world.do(number, kind, key, chance.randrange(1000), left=left)]
+        if one:
+            world.do(number, "get", key, one=True)
+        atomic = b"a%d" % chance.randrange(2)
+        known = [o for o in world.history[-200:] if o.key == atomic and isinstance(o.result, int)]
+        condition = Version(known[-1].result if known else 0)  # type: ignore[arg-type]
+        if chance.random() < 0.5:
+            value = chance.randrange(1000)
+            did.append(world.do(number, "put", atomic, value, condition=condition, left=left))
+        else:
+            did.append(world.do(number, "get", atomic))
+        for operation in did:
+            if cancels and operation is not None and chance.random() < 0.4:
+                world.at(world.now + 0.05 * chance.random() ** 3, operation.cancel)
+        world.at(world.now + 0.2 * chance.random(), lambda: user(number))
+
+    for number in range(len(world.nodes)):
+        world.at(world.now, lambda number=number: user(number))  # type: ignore[misc]
+
+    def stop() -> None:
+        runs[0] = False
+
+    return stop
+
+
+def trouble(world: World, chance: random.Random, times: int = 4) -> None:
+    """Let this and that befall the nodes; at most one boot ends between two times of rest."""
+    count = len(world.nodes)
+    for _ in range(times):
+        victim = chance.randrange(count)
+        match chance.randrange(4):
+            case 0:
+                world.crash(victim)
+                world.run(world.now + 8.0 * chance.random())
+                world.start(victim)
+            case 1:
+                world.split(sorted({victim, chance.randrange(count)}))
+                world.run(world.now + 10.0 * chance.random())
+                world.heal()
+            case 2:
+                world.nodes[victim].participates = False
+                world.run(world.now + 3.0)
+                world.nodes[victim].participates = True
+            case _:
+                # A process that starts again within a moment, while the ring changes.
+                world.nodes[(victim + 1) % count].participates = False
+                world.run(world.now + chance.random())
+                world.crash(victim)
+                world.run(world.now + 0.2 * chance.random())
+                world.start(victim)
+                world.nodes[(victim + 1) % count].participates = True
+        world.run(world.now + 8.0)
+        world.check()
+
+
+@pytest.mark.criterion("KV-18")
+@pytest.mark.parametrize("seed", range(2))
+def test_of_cancelled_operations_nothing_is_left_and_nothing_is_lost(seed: int) -> None:
+    world = World(seed, 5)
+    chance = random.Random(seed)
+    world.run(4.0)
+    stop = users(world, chance, cancels=True)
+    trouble(world, chance, 3)
+
+    stop()
+    world.calm, world.loss = True, 0.0
+    world.run(world.now + 15.0)
+
+    assert judge(world.history) == []
+    assert any(o.ended == inf for o in world.history)
+    for _ in range(3):
+        if world.leftovers():  # A comparison may be under way.
+            world.run(world.now + 0.5)
+    assert world.leftovers() == []
+
+
+@pytest.mark.criterion("KV-6")
+@pytest.mark.parametrize("seed", range(2))
+def test_no_read_gives_a_value_beyond_its_time(seed: int) -> None:
+    world = World(seed, 5)
+    world.late = False
+    chance = random.Random(seed)
+    world.run(4.0)
+    users(world, chance, lefts=(0, 200, 1000, 5000), one=True)
+    trouble(world, chance, 3)
+
+    assert judge_times(world.history) == []
+    assert judge([o for o in world.history if not o.one]) == []
+    ended = [o for o in world.history if o.kind == "get" and isinstance(o.result, bytes)]
+    assert sum(value(o.result) is None for o in ended) > 100
+
+
+@pytest.mark.criterion("KV-2", "KV-18")
+@pytest.mark.parametrize("seed", range(3))
+def test_only_what_too_many_owners_took_with_them_is_lost(seed: int) -> None:
+    world = World(seed, 6)
+    chance = random.Random(seed)
+    world.run(4.0)
+    users(world, chance)
+    for _ in range(4):
+        victims = chance.sample(range(6), chance.choice([1, 2, 2, 3]))
+        for victim in victims:
+            world.crash(victim)
+            world.run(world.now + 0.3 * chance.random())
+        world.run(world.now + 3.0 * chance.random())
+        for victim in victims:
+            world.start(victim)
+        world.run(world.now + 12.0)
+        world.check()
+
+    assert world.losses
+    assert judge(world.history, world.losses) == []
+
+
+@pytest.mark.criterion("KV-7")
+@pytest.mark.parametrize("seed", range(2))
+def test_what_was_deleted_stays_deleted_when_its_trace_is_forgotten(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traces are kept for 20 s here, longer than anybody is away, and purged every second."""
+    monkeypatch.setattr(upkeep, "PURGE_INTERVAL", 1.0)
+    brief = msgspec.structs.replace(SETTINGS, tombstone_window=20.0, compare_interval=1.0)
+    world = World(seed, 5, settings=brief)
+    chance = random.Random(seed)
+    world.run(4.0)
+    keys = [b"d%d" % n for n in range(40)]
+    for n, key in enumerate(keys):
+        world.do(n % 5, "put", key, n)
+    world.run(world.now + 3.0)
+    deleted = {key: world.do(n % 5, "delete", key) for n, key in enumerate(keys)}
+    stop = users(world, chance)
+    trouble(world, chance)
+    stop()
+    world.calm, world.loss = True, 0.0
+    world.run(world.now + 20.0)
+
+    gone = [key for key, done in deleted.items() if done and isinstance(done.result, int)]
+    assert len(gone) > 20
+    for key in gone:
+        assert value(done(world, world.do(chance.randrange(5), "get", key))) is None
+        assert world.entries(key) == [None] * 3
