@@ -279,7 +279,7 @@ CANARIES = (
         replacement="        kept",
         world="contended",
         dies=("safety kv.written_twice", "safety kv.absent_once", *KV_BREACH),
-        worlds=first(0, 30),
+        worlds=first(1, 30),
     ),
     Canary(
         name="reads-current-alone",

@@ -439,7 +439,7 @@ def contended(number: int) -> Fate:
     chance = random.Random(f"contended/{number}")
     config, plan = _moving(number, chance)
     assert config.store is not None
-    config.store.clients, config.store.think_ns = 4, 5 * MILLISECOND
+    config.store.clients, config.store.think_ns = 3, 10 * MILLISECOND
     config.store.wrong_ppm = 200_000
     return _cores(config, plan)
 
