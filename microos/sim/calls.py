@@ -103,7 +103,7 @@ class Stream:
             if self._world.now - since < LOST_AFTER:
                 self._again(side, since)
             else:
-                self._sides[side].host.gate(lambda: self.close(self._sides[side]))
+                self._sides[side].gate(lambda: self.close(self._sides[side]))
 
         self._world.after(RETRY, retry)
 
@@ -111,7 +111,7 @@ class Stream:
         """What has come passes the gate in the order in which it came."""
         if self._open[to]:
             self._inbox[to].append(frame)
-            self._sides[to].host.gate(lambda: self._noticed(to))
+            self._sides[to].gate(lambda: self._noticed(to))
 
     def _noticed(self, to: int) -> None:
         if self._inbox[to]:
@@ -156,7 +156,7 @@ class Stream:
 
     def _reset(self, to: int) -> None:
         side = self._sides[to]
-        side.host.gate(lambda: self.close(side))
+        side.gate(lambda: self.close(side))
 
 
 class _Peer:
@@ -181,6 +181,8 @@ class Calls:
     def __init__(self, host: Host, boot: BootId, exchange: Exchange) -> None:
         self.host = host
         self.boot = boot
+        self.gate = host.gate
+        """Of this process: the next one on the host has another."""
         self._number = host.boot
         self._exchange = exchange
         self._world = host.world
@@ -240,7 +242,7 @@ class Calls:
             self._dial_failed(peer, DIAL_PATIENCE if silent else MILLISECOND)
             return
         ways = self.host.distance(peer.node)
-        if ways is None or sum(ways) > DIAL_PATIENCE or there.host.gate.paused:
+        if ways is None or sum(ways) > DIAL_PATIENCE or there.gate.paused:
             self._dial_failed(peer, DIAL_PATIENCE)
             return
 
@@ -252,8 +254,8 @@ class Calls:
             stream = self.streams.get(there)
             if stream is None:
                 stream = Stream(self, there)
-            there.host.gate(lambda: there._linked(self, stream))
-            self._world.after(ways[1], lambda: self.host.gate(lambda: connected(stream)))
+            there.gate(lambda: there._linked(self, stream))
+            self._world.after(ways[1], lambda: self.gate(lambda: connected(stream)))
 
         def connected(stream: Stream) -> None:
             peer.dialling = False
@@ -274,7 +276,7 @@ class Calls:
                 peer.connection.unsent(frame, _unreachable(peer.node))
             self._pump(peer)
 
-        self._world.after(delay, lambda: self.host.gate(failed))
+        self._world.after(delay, lambda: self.gate(failed))
 
     def _linked(self, there: Calls, stream: Stream) -> None:
         """There is a stream to a process; a newer one takes the place of what was before."""
@@ -404,7 +406,7 @@ class Calls:
         def ring() -> None:
             if self._armed == deadline:
                 self._armed = inf
-            self.host.gate(self._ring)
+            self.gate(self._ring)
 
         self._world.at(self.host.line.when(deadline), ring)
 

@@ -147,6 +147,8 @@ class Customers:
         stop_ns: int,
     ) -> None:
         self._host = host
+        self._gate = host.gate
+        self._process = f"{host.name}.{host.boot}"
         self._keeping = keeping
         self._calls = calls
         self._store = store
@@ -171,7 +173,7 @@ class Customers:
     def _next(self, number: int) -> None:
         if self._world.now >= self._stop:
             return
-        client = f"{self._host.name}.{self._host.boot}.{number}"
+        client = f"{self._process}.{number}"
         kind = self._chance.choice(b"ppppaaaao")
         key = b"%c%d" % (kind, self._chance.randrange(self._store.keys))
         timeout = self._chance.choice((PATIENT, 2.0))
@@ -280,7 +282,7 @@ class Customers:
         number = len(self._called)
         operation = CallOperation(
             number,
-            f"{self._host.name}.{self._host.boot}",
+            self._process,
             node_name(callee),
             self._world.now,
             timeout,
@@ -327,8 +329,7 @@ class Customers:
         return 1 + exponential(self._chance.getrandbits(64), self._store.call_ns)
 
     def _later(self, delay: int, fn: Callable[[], None]) -> None:
-        gate = self._host.gate
-        self._world.after(delay, lambda: gate(fn))
+        self._world.after(delay, lambda: self._gate(fn))
 
 
 def answer_of(data: bytes) -> tuple[int, str, int]:

@@ -136,11 +136,16 @@ def _summary(done: dict[int, Verdict], counts: Counter[str], total: int, seconds
     print(
         f"{total} worlds of {seconds} s: {len(failing)} failed; {events} events, "
         f"{operations} operations, {counts['raft.BecameLeader']} leaders elected, "
-        f"{counts['process.Crashed']} crashes"
+        f"{counts['process.Crashed']} crashes, {counts['ring.epoch']} ring epochs, "
+        f"{_acknowledged(counts)} operations of the store done, {counts['call.ok']} calls answered"
     )
     for verdict in failing:
         print(_failed(verdict), file=sys.stderr)
     return failing[0].exit_code if failing else 0
+
+
+def _acknowledged(counts: Counter[str]) -> int:
+    return sum(counts[f"kv.{kind} ok"] for kind in ("get", "put", "delete"))
 
 
 def _read(path: Path) -> Iterable[Verdict]:

@@ -72,6 +72,7 @@ class Keeping:
         self._leader = leader
         self._world = host.world
         self._boot = host.boot
+        self._gate = host.gate
         self._waiting: dict[int, Callable[[object], None]] = {}
         self._later: dict[int, Answer] = {}
         self._handle = 0
@@ -233,7 +234,7 @@ class Keeping:
         def ring() -> None:
             if self._armed == deadline:
                 self._armed = inf
-            self.host.gate(self._ring)
+            self._gate(self._ring)
 
         self._world.at(self.host.line.when(deadline), ring)
 
@@ -245,8 +246,7 @@ class Keeping:
             self._arm()
 
     def _later_on(self, delay: int, fn: Callable[[], None]) -> None:
-        gate = self.host.gate
-        self._world.after(delay, lambda: gate(fn))
+        self._world.after(delay, lambda: self._gate(fn))
 
 
 class Proposing:

@@ -15,6 +15,8 @@ import trio
 from microos.raft.composite import Done
 from microos.raft.core import Raft, Role
 from microos.raft.entry import Change, Entry
+from microos.ring.placement import table
+from microos.ring.ring import Row
 from microos.settings import GossipSettings, KvSettings, RaftSettings, RingSettings
 from microos.sim.cores import CoresWorld
 from microos.sim.customers import place_of
@@ -392,7 +394,7 @@ def moving(number: int) -> Fate:
 
 
 def _moving(number: int, chance: random.Random) -> tuple[Config, list[Fault]]:
-    config, _ = draw(number, 5, 24, "cores")
+    config, _ = draw(number, 5, 20, "cores")
     config = _calm(config, timeout=0.2)
     config = msgspec.structs.replace(
         config,
@@ -437,7 +439,7 @@ def contended(number: int) -> Fate:
     chance = random.Random(f"contended/{number}")
     config, plan = _moving(number, chance)
     assert config.store is not None
-    config.store.clients, config.store.think_ns = 4, 5 * MILLISECOND
+    config.store.clients, config.store.think_ns = 3, 10 * MILLISECOND
     config.store.wrong_ppm = 200_000
     return _cores(config, plan)
 
@@ -473,29 +475,24 @@ def purged(number: int) -> Fate:
     return _fate(number, world)
 
 
-class _Emptied(CoresWorld):
-    """Two owners of a key are let go, and cut off at the very instant at which the slot settles.
+class _Staged(CoresWorld):
+    """A play about the owners of a key: acts, and what its directors have at hand."""
 
-        current  a b c ── joint, all know of it ──▶ settled ─┬─ c d e: written here
-        next     c d e                                       └─ a b: know nothing of that, are read
-    """
-
+    TICK = 5 * MILLISECOND
     act = 0
-    gone: tuple[int, int] = (0, 0)
-    until_ns = 0
 
     def direct(self) -> None:
         """Look at log and ring; go on to the next act when it is time."""
         if self.world.now >= self.config.tail_ns - 3 * SECOND:
             return
-        self.world.after(5 * MILLISECOND, self.direct)
+        self.world.after(self.TICK, self.direct)
         leader = self.leader()
         if leader is not None and self.world.now > 2 * SECOND:
             getattr(self, f"_act{self.act}")(leader)
 
-    @property
-    def _slot(self) -> int:
-        return place_of(b"p0")[0]
+    def _is_whole(self, leader: int) -> bool:
+        state = self._ring.state
+        return len(self._inside(leader)) == len(state.members) == 5 and not state.joint()
 
     def _inside(self, leader: int) -> list[int]:
         member = self._members[leader]
@@ -508,10 +505,21 @@ class _Emptied(CoresWorld):
         member.raft.change(change, member.host.line.now())
         member.soon()
 
+
+class _Emptied(_Staged):
+    """Two owners of a key are let go, and cut off at the very instant at which the slot settles.
+
+    current  a b c ── joint, all know of it ──▶ settled ─┬─ c d e: written here
+    next     c d e                                       └─ a b: know nothing of that, are read
+    """
+
+    gone: tuple[int, int] = (0, 0)
+    until_ns = 0
+    slot = place_of(b"p0")[0]
+
     def _act0(self, leader: int) -> None:
-        state = self._ring.state
-        if len(self._inside(leader)) == len(state.members) == 5 and not state.joint():
-            owners = [int(owner.node, 16) for owner in state.current[self._slot]]
+        if self._is_whole(leader):
+            owners = _numbers(self._ring.state.current[self.slot])
             a, b = [n for n in owners if n != leader][:2]
             self.gone, self.act = (a, b), 1
 
@@ -524,19 +532,17 @@ class _Emptied(CoresWorld):
 
     def _act2(self, leader: int) -> None:
         """Wait until the slot is in change and both owners are told of it."""
-        after = [int(owner.node, 16) for owner in self._ring.state.next[self._slot]]
+        after = _numbers(self._ring.state.next[self.slot])
         if after and not {*self.gone} & {*after}:
             self.act = 3
 
     def _committed(self, entry: Entry, done: Done) -> None:
         super()._committed(entry, done)
-        if self.act == 3 and not self._ring.state.next[self._slot]:
-            self.world.sometimes("emptied")
-            lasts = SECOND
-            self.faults.plan(
-                [Fault(self.world.now, "partition", {"side": [*self.gone], "for_ns": lasts})]
-            )
-            self.until_ns, self.act = self.world.now + lasts + SECOND // 2, 4
+        if self.act == 3 and not self._ring.state.next[self.slot]:
+            self.world.sometimes("staged")
+            what: dict[str, int | list[int]] = {"side": [*self.gone], "for_ns": SECOND}
+            self.faults.plan([Fault(self.world.now, "partition", what)])
+            self.until_ns, self.act = self.world.now + 3 * SECOND // 2, 4
 
     def _act3(self, leader: int) -> None:
         """It settles when its new owners are whole."""
@@ -551,17 +557,88 @@ class _Emptied(CoresWorld):
                 self.act = 0
 
 
-def emptied(number: int) -> Fate:
-    """Owners that were let go and do not know that their slot has settled elsewhere."""
-    config, _ = _moving(number, random.Random(f"emptied/{number}"))
+class _Bridged(_Staged):
+    """An owner that lacks what was acknowledged is the only source that a new owner reaches.
+
+    a b ── e ── c d      what a and b acknowledge among themselves, c does not hear of
+                         the leader, e, lets a go; d takes its place, and reaches c alone
+    """
+
+    part: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    """a, b, c, d, e."""
+    until_ns = 0
+
+    def _act0(self, leader: int) -> None:
+        if not self._is_whole(leader):
+            return
+        self.part = self._cast()
+        if leader != self.part[4]:
+            self.transfer(self.part[4])
+            return
+        what: dict[str, int | list[int]] = {
+            "node": leader,
+            "side": sorted(self.part[:2]),
+            "for_ns": 4 * SECOND,
+        }
+        self.faults.plan([Fault(self.world.now, "bridge", what)])
+        self.until_ns, self.act = self.world.now + SECOND // 2, 1
+
+    def _cast(self) -> tuple[int, int, int, int, int]:
+        """Return who plays whom for some key that is in use."""
+        state = self._ring.state
+        for key in (b"p0", b"a0"):
+            owners = _numbers(state.current[place_of(key)[0]])
+            for a in owners:
+                members = tuple(m for m in state.members if m.node != node_id(a))
+                row = table(members, 3)[place_of(key)[0]]
+                after = _numbers(tuple(members[index].owner for index in row))
+                d = [n for n in after if n not in owners]
+                b, c = [n for n in owners if n != a]
+                if len(d) == 1:
+                    return a, b, c, d[0], 10 - a - b - c - d[0]
+        raise AssertionError("no key can be staged")
+
+    def _act1(self, leader: int) -> None:
+        if self.world.now > self.until_ns:
+            if self.part[0] in self._inside(leader):
+                self._propose(leader, Change(remove=(node_id(self.part[0]),)))
+            else:
+                self.world.sometimes("staged")
+                self.until_ns, self.act = self.world.now + 5 * SECOND, 2
+
+    def _act2(self, leader: int) -> None:
+        """Take it in again, and begin anew."""
+        if self.world.now > self.until_ns:
+            if self.part[0] not in self._inside(leader):
+                self._propose(leader, Change(add_voters=(node_id(self.part[0]),)))
+            else:
+                self.act = 0
+
+
+def _numbers(row: Row) -> list[int]:
+    return [int(owner.node, 16) for owner in row]
+
+
+def _staged(number: int, play: type[_Staged], chance: random.Random) -> Fate:
+    config, _ = _moving(number, chance)
     assert config.store is not None
     config.store.wrong_ppm = 0
     config.store.kv = replace(config.store.kv, compare_interval=60.0)
-    world = _Emptied(config, [])
+    world = play(config, [])
     world.world.at(0, world.direct)
     world.run()
-    assert world.world.failure or world.world.counts.get("emptied"), "the play was never staged"
+    assert world.world.failure or world.world.counts.get("staged"), "the play was never staged"
     return _fate(number, world)
+
+
+def emptied(number: int) -> Fate:
+    """Owners that were let go and do not know that their slot has settled elsewhere."""
+    return _staged(number, _Emptied, random.Random(f"emptied/{number}"))
+
+
+def bridged(number: int) -> Fate:
+    """New owners that can reach only the one old owner that has missed the latest writes."""
+    return _staged(number, _Bridged, random.Random(f"bridged/{number}"))
 
 
 def hasty(number: int) -> Fate:

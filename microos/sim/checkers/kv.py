@@ -79,6 +79,8 @@ class KvChecker:
     def moved(self, state: RingState) -> None:
         """The ring has been changed, by an entry that is now committed."""
         if state is not self.state:
+            if state.number != self.state.number:
+                self._world.sometimes("ring.epoch")
             self.state = state
             self._look_for_losses()
 
