@@ -67,6 +67,8 @@ IDLE = {
     "gossip",
     "raft.Heartbeat",
     "raft.HeartbeatAnswer",
+    # Comparisons of copies.
+    "rpc",
     # Keep-alives of links, and of the session that carried the set.
     "link",
     "session",
@@ -97,6 +99,9 @@ def test_an_idle_cluster_polls_for_nothing() -> None:
         assert kinds["gossip"] <= 2 * 5
         # One keep-alive of the one session each third of its ttl, and its answer.
         assert kinds["session"] <= 2 * (60.0 / (cluster.settings.sync.command_ttl / 3) + 1)
+        # Owners compare their copies of the store, a question and an answer each time.
+        compare = cluster.settings.kv.compare_interval
+        assert kinds["rpc"] <= 2 * 5 * (60.0 / (0.75 * compare) + 1)
         # And nothing went into the log.
         assert [node.statistics().raft_last_index for node in cluster.nodes] == indexes
 

@@ -200,8 +200,8 @@ def test_every_queue_is_listed_with_bound_policy_and_drops() -> None:
 
         assert "founding.inbox" in early
         assert {name.partition(".")[0] for name in queues} == {
-            "config", "consensus", "control", "discovery", "founding", "gossip", "links",
-            "snapshots", "sync",
+            "calls", "config", "consensus", "control", "discovery", "founding", "gossip", "kv",
+            "links", "snapshots", "sync",
         }  # fmt: skip
         assert queues["config.watches"].bound == queues["config.watches"].size == 1
         assert queues["discovery.watches"].bound == 1
