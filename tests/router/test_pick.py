@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -488,3 +489,22 @@ def test_whatever_happens_the_best_of_the_candidates_is_picked(
             if len(everyone) <= CANDIDATES_MAX:
                 well = [c for c in everyone if not c.is_last and seen.now >= c.bad_until]
                 assert not well or found in well
+
+
+@pytest.mark.bench
+@pytest.mark.criterion("ROUT-1")
+def test_picking_one_of_fifty_takes_microseconds() -> None:
+    seen = Seen(50, callers=10)
+    for number in range(50):
+        seen.hear(number, queue=number % 5, service=0.001 * (1 + number % 7))
+    everyone = seen.pool.everyone
+
+    best = math.inf
+    for _ in range(20):
+        begun = time.perf_counter()
+        for _ in range(100):
+            seen.pool.least_load(everyone, seen.now, NO_PENALTIES)
+        best = min(best, (time.perf_counter() - begun) / 100)
+
+    print(f"router pick of 50 {best * 1e6:.1f} us of 20 us")
+    assert best < 200e-6
