@@ -447,6 +447,7 @@ def test_what_was_deleted_stays_deleted_when_its_trace_is_forgotten(
         world.do(n % 5, "put", key, n)
     world.run(world.now + 3.0)
     deleted = {key: world.do(n % 5, "delete", key) for n, key in enumerate(keys)}
+    world.run(world.now + 1.0)
     stop = users(world, chance)
     trouble(world, chance)
     stop()
