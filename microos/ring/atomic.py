@@ -79,7 +79,7 @@ class Atomic(Operation):
         super().__init__(desk, number, slot, name, one=False, deadline=deadline)
         self._write = None if write is None else self._taken_in(write)
         self._condition = condition
-        self._found: dict[Owner, bytes | None] = {}
+        self._found: dict[Owner, bytes] = {}
         self._ballot = NOTHING
         self._accepting: bytes | None = None
         self._acks = 0
@@ -123,7 +123,9 @@ class Atomic(Operation):
             if self.votes.done:
                 self.desk.finish(self, self._outcome)
         else:
-            self._found[owner] = None if answer.entry is None else self._taken_in(answer.entry)
+            # What only a copy has that is not whole may have been deleted long ago.
+            if answer.entry is not None and not code & Code.UNSYNCED:
+                self._found[owner] = self._taken_in(answer.entry)
             self.votes.add(owner, synced=not code & Code.UNSYNCED)
             if self.votes.done:
                 self._decide(now)

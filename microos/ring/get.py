@@ -149,10 +149,14 @@ class Get(Operation):
             self._impossible(now)
 
     def _decide(self, now: float) -> None:
-        """Answer, if the newest is known to a quorum; else bring it there first."""
-        newest = newest_of(self._found.values())
+        """Answer, if the newest is known to a quorum; else bring it there first.
+
+        What only a copy has that is not whole may have been deleted long ago: it has no say.
+        """
+        heard = self._found.items()
+        newest = newest_of(e for o, e in heard if self.one or o not in self._partial)
         version = version_of(newest)
-        behind = [o for o, entry in self._found.items() if version_of(entry) != version]
+        behind = [owner for owner, entry in heard if version_of(entry) < version]
         if newest is None or self.one or not behind:
             self.desk.finish(self, newest)
             return

@@ -9,6 +9,7 @@ or they are compared again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from microos import limits
@@ -74,6 +75,7 @@ class Upkeep(Protocol):
 
     def may_fetch(self, work: Pulling, now: float) -> bool: ...
     def fetched(self, size: int) -> None: ...
+    def confirm(self, slot: int, names: Iterable[bytes] | None) -> None: ...
     def count(self, slot: int, owner: Owner, revision: int, synced: bool, now: float) -> None: ...
     def dropped(self, slot: int) -> None: ...
     def before(self, now: float) -> int: ...
@@ -127,10 +129,14 @@ class Pulling(Pass):
             self.upkeep.fetched(sum(len(name) + len(entry) for name, entry in entries))
         match answer:
             case Listing(code=0 | Code.UNSYNCED, equal=True):
+                if answer.code == Code.OK:
+                    self.upkeep.confirm(self.slot, None)
                 self._end(answer, now)
             case Listing(code=0 | Code.UNSYNCED):
                 self._first = self._first or answer
                 self._listing = answer
+                if answer.code == Code.OK:
+                    self.upkeep.confirm(self.slot, (name for name, _ in answer.names))
                 self._wanted = self._newer(answer, now)
                 self._go_on(now)
             case Entries():

@@ -145,6 +145,12 @@ class Store:
         self._remove(slot, name, entry)
         return True
 
+    def forget(self, slot: int, name: bytes) -> None:
+        """Forget an entry, if there is one, without a trace."""
+        entry = self._slots.get(slot, {}).get(name)
+        if entry is not None:
+            self._remove(slot, name, entry)
+
     def drop(self, slot: int) -> None:
         """Forget a whole slot."""
         for name, entry in list(self._slots.get(slot, {}).items()):

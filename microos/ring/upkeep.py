@@ -9,6 +9,9 @@
 A source counts if it is synced and knows this position of the slot: what was
 acknowledged before is then at one of any M of them (M + W > N), and what is acknowledged
 later is told that the slot has changed, and is repeated at the new owners (kv.md 4.6).
+
+What a copy had before it was filled, none of those sources has and is older than the window
+may have been deleted, and the trace of that be gone: it is forgotten, not brought back.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from math import inf
 
 from microos import limits
 from microos.hlc import COUNTER_BITS
+from microos.ring.entry import stamp_of
 from microos.ring.messages import (
     AnyAnswer,
     Compare,
@@ -50,15 +54,17 @@ HURRIED_GRACE = 0.2
 class Fill:
     """One copy that is not whole."""
 
-    __slots__ = ("counted", "merged", "position", "since")
+    __slots__ = ("counted", "merged", "position", "since", "unconfirmed")
 
-    def __init__(self, position: int, since: float) -> None:
+    def __init__(self, position: int, since: float, unconfirmed: dict[bytes, None]) -> None:
         self.position = position
         self.since = since
         self.counted: dict[Owner, None] = {}
         """Sources whose entries are all here."""
         self.merged: dict[Owner, None] = {}
         """Owners whose entries are all here, whole themselves or not."""
+        self.unconfirmed = unconfirmed
+        """Names of old entries here that no source is known to have."""
 
 
 class Upkeep:
@@ -139,7 +145,8 @@ class Upkeep:
         for slot in changed:
             self._fills.pop(slot, None)
             if replica.ring.chains[slot] and self._is_to_fill(slot):
-                self._fills[slot] = Fill(replica.ring.positions[slot], now)
+                old = self._old(slot, now)
+                self._fills[slot] = Fill(replica.ring.positions[slot], now, old)
         self._find_foreign(now)
         for slot in list(self._fills):
             self._look(slot, now)
@@ -150,6 +157,15 @@ class Upkeep:
         """Whether the copy is not whole, and worth filling: of next, or of a current that stays."""
         chain = self.replica.ring.chains[slot]
         return self.replica.me in chain[-1] and not self.replica.is_whole(slot)
+
+    def _old(self, slot: int, now: float) -> dict[bytes, None]:
+        """Return the names of entries here that may have been deleted and forgotten elsewhere."""
+        replica = self.replica
+        if slot in replica.synced:
+            return {}
+        before = self.before(now)
+        entries = replica.store.entries(slot)
+        return dict.fromkeys(name for name, entry in entries if stamp_of(entry) < before)
 
     def _find_foreign(self, now: float) -> None:
         """Note which slots are kept that are not ours, and when they may be dropped."""
@@ -203,12 +219,16 @@ class Upkeep:
         missing = [o for o in self._sources(slot) if o not in fill.counted]
         needed = min(sources(len(current)), len(living))
         # What all of them have is all there is, even if none of them is whole.
-        if len(fill.counted) + own < needed and any(o not in fill.merged for o in missing):
+        enough = len(fill.counted) + own >= needed
+        if not enough and any(o not in fill.merged for o in missing):
             return
         late = now >= fill.since + PATIENCE
         if not late and any(self.desk.is_up(owner) for owner in missing):
             return
         del self._fills[slot]
+        if enough:
+            for name in fill.unconfirmed:
+                self.replica.store.forget(slot, name)
         self.replica.made_whole(slot)
 
     def _ask_sources(self, now: float) -> None:
@@ -241,6 +261,8 @@ class Upkeep:
             return
         unsynced = dict.fromkeys(answer.unsynced)
         for slot in answer.equal:
+            if slot not in unsynced:
+                self.confirm(slot, None)
             self.count(slot, owner, answer.revision, slot not in unsynced, now)
         for slot in answer.different:
             self._pull(slot, owner)
@@ -256,6 +278,17 @@ class Upkeep:
             if synced:
                 fill.counted[owner] = None
             self._look(slot, now)
+
+    def confirm(self, slot: int, names: Iterable[bytes] | None) -> None:
+        """A source has entries of these names, None: of all that are here."""
+        fill = self._fills.get(slot)
+        if fill is None:
+            return
+        if names is None:
+            fill.unconfirmed.clear()
+        else:
+            for name in names:
+                fill.unconfirmed.pop(name, None)
 
     def _go_on(self, now: float) -> None:
         while self._passes and self._under_way < PASSES_MAX:

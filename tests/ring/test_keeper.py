@@ -9,7 +9,7 @@ from math import inf
 import msgspec
 import pytest
 
-from microos.errors import ConflictError, NoQuorumError, UncertainError
+from microos.errors import ConflictError, MicroosError, NoQuorumError, UncertainError
 from microos.ring import upkeep
 from microos.ring.entry import is_tombstone
 from microos.ring.keeper import Keeper, Moved, Told, Up
@@ -476,6 +476,7 @@ def test_what_was_deleted_stays_deleted_when_its_trace_is_forgotten(
         world.do(n % 5, "put", key, n)
     world.run(world.now + 3.0)
     deleted = {key: world.do(n % 5, "delete", key) for n, key in enumerate(keys)}
+    world.run(world.now + 1.0)
     stop = users(world, chance)
     trouble(world, chance)
     stop()
@@ -487,3 +488,39 @@ def test_what_was_deleted_stays_deleted_when_its_trace_is_forgotten(
     for key in gone:
         assert value(done(world, world.do(chance.randrange(5), "get", key))) is None
         assert world.entries(key) == [None] * 3
+
+
+@pytest.mark.criterion("KV-7")
+@pytest.mark.parametrize("seed", range(2))
+def test_who_was_away_longer_than_traces_are_kept_brings_nothing_back(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PURGE_INTERVAL", 1.0)
+    brief = msgspec.structs.replace(SETTINGS, tombstone_window=4.0, compare_interval=1.0)
+    world = World(seed, 5, calm=True, settings=brief)
+    world.run(4.0)
+    keys = [b"d%d" % n for n in range(40)]
+    for n, key in enumerate(keys):
+        world.do(n % 5, "put", key, n)
+    world.run(world.now + 2.0)
+    world.split([4])
+    world.run(world.now + 6.0)
+    for n, key in enumerate(keys[:20]):
+        world.do(n % 4, "delete", key)
+    world.run(world.now + 12.0)
+    assert [world.entries(key) for key in keys[:20]] == [[None] * 3] * 20
+
+    world.heal()
+    reads: list[tuple[int, Operation | None]] = []
+    while len(reads) < 2000:
+        reads += [(n, world.do(len(reads) % 5, "get", key)) for n, key in enumerate(keys)]
+        world.run(world.now + 0.3)
+    world.run(world.now + 3.0)
+
+    assert any(world.nodes[4].owner in world.states[-1].current[slot] for slot in range(1024))
+    for n, read in reads:
+        assert read is not None
+        if not isinstance(read.result, MicroosError):
+            assert value(read.result) == (None if n < 20 else n)
+    for n, key in enumerate(keys):
+        assert [value(entry) for entry in world.entries(key)] == [None if n < 20 else n] * 3

@@ -368,6 +368,36 @@ def test_a_copy_that_is_not_whole_has_no_vote_and_is_asked_again() -> None:
     assert desk.done == {number: entry(5)}
 
 
+def test_what_only_a_copy_has_that_is_not_whole_has_no_say() -> None:
+    """It may have been deleted, and the trace of that be forgotten, while the copy was away."""
+    desk = Desk(me="d", names="abcd")
+    desk.slot = next(s for s in range(SLOTS) if owner("d") not in desk.order(s))
+    number = desk.get()
+    desk.answer(desk.asked[0], Code.UNSYNCED, entry(5))
+    while desk.asks:
+        desk.answer(desk.asked[0])
+    assert desk.done == {number: None}
+
+    desk = Desk()
+    number = desk.atomic()
+    desk.answer("b", Code.UNSYNCED, entry(5))
+    desk.answer("c")
+    desk.asks = [ask for ask in desk.asks if isinstance(ask.request, Accept)]
+    desk.answer("c")
+    assert isinstance(desk.done[number], int)
+
+
+def test_a_read_at_level_one_ends_with_what_it_found_though_others_are_silent() -> None:
+    desk = Desk(me="d", names="abcd")
+    desk.slot = next(s for s in range(SLOTS) if owner("d") not in desk.order(s))
+    number = desk.get(one=True)
+    desk.answer(desk.asked[0], Code.UNSYNCED, entry(5))
+
+    desk.wait(2.1)
+
+    assert desk.done == {number: entry(5)}
+
+
 def test_at_level_one_what_a_copy_has_that_is_not_whole_is_better_than_nothing() -> None:
     desk = Desk(me="d", names="abcd")
     desk.slot = next(s for s in range(SLOTS) if owner("d") not in desk.order(s))

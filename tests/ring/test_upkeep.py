@@ -233,6 +233,43 @@ def test_what_differs_is_listed_fetched_and_then_counted() -> None:
     assert desk.replica.is_whole(slot)
 
 
+def test_what_a_copy_had_before_and_no_source_has_is_forgotten_if_it_is_old() -> None:
+    desk = Desk("abcd", "abc", ".", me="d")
+    for name, age in ((b"b\0gone", WINDOW + 1), (b"b\0old", WINDOW + 1), (b"b\0young", 1.0)):
+        for each in range(SLOTS):
+            desk.keep(each, name, value(desk.version(age)))
+    desk.turn("abcd")
+    row = tuple(map(owner, "abc"))
+    ring = desk.replica.ring
+    slot = next(s for s in range(SLOTS) if ring.current(s) == row and owner("d") in ring.next(s))
+    desk.upkeep._fills = {slot: desk.upkeep._fills[slot]}
+    desk.ups = "abd"
+    desk.asks.clear()
+    desk.wait(0.0)
+
+    listing = Listing(0, 1000, 1, False, ((b"b\0old", desk.version(WINDOW + 1)),), True)
+    for _ in range(2):
+        desk.answer(compared(different=(slot,)), Compare)
+        desk.answer(listing, List)
+
+    assert desk.replica.is_whole(slot)
+    assert [name for name, _ in desk.replica.store.entries(slot)] == [b"b\0old", b"b\0young"]
+
+
+def test_where_a_source_has_the_same_nothing_is_forgotten() -> None:
+    desk, slot = joining()
+    desk.keep(slot, b"b\0old", value(desk.version(WINDOW + 1)))
+    desk.upkeep._fills[slot].unconfirmed[b"b\0old"] = None
+    desk.ups = "abd"
+    desk.wait(0.0)
+
+    desk.answer(compared(slot))
+    desk.answer(compared(slot))
+
+    assert desk.replica.is_whole(slot)
+    assert len(desk.replica.store) == 1
+
+
 @pytest.mark.parametrize("lost", ["compare", "list", "fetch"])
 def test_an_answer_that_never_comes_is_asked_for_again(lost: str) -> None:
     desk, slot = joining()
