@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from microos.sim.hunt import size_of
 from microos.sim.member import Member
 from microos.sim.report import load, run, run_seed
 from microos.sim.swarm import draw
+from tests.sim.canary_worlds import Fate, bridged, contended, emptied, moving
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 16
@@ -50,6 +52,19 @@ def test_whole_nodes_keep_their_promises_in_the_world_of(seed: int) -> None:
 
     assert verdict.failure is None, verdict
     assert verdict.operations > 0
+
+
+@pytest.mark.criterion("KV-8", "KV-18")
+@pytest.mark.sim
+@pytest.mark.prop
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [moving, contended, emptied, bridged])
+def test_a_store_whose_ring_moves_all_the_time_keeps_its_word(
+    world: Callable[[int], Fate],
+) -> None:
+    fate = world(20)
+
+    assert fate.cause == "", fate
 
 
 @pytest.mark.sim
