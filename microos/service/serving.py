@@ -19,6 +19,7 @@ import msgspec
 
 from microos import limits
 from microos.errors import MicroosError, RemoteError
+from microos.router.middleware import compose
 from microos.service.current import Call, answering
 from microos.service.endpoint import Endpoint
 from microos.service.service import Service
@@ -122,7 +123,7 @@ def _bound(
         with answering(node, changed):
             return await handler(*call.arguments)
 
-    chain = composed(middleware, last) if middleware else None
+    chain = compose(middleware, last) if middleware else None
 
     async def answer(incoming: Incoming) -> bytes:
         call = Call(incoming.caller, incoming.deadline, incoming.metadata, incoming.attempt, name)
@@ -146,18 +147,6 @@ def _handler_call(call: Call, arguments: tuple[Any, ...]) -> HandlerCall:
     return HandlerCall(
         call.endpoint, arguments, dict(call.metadata), call.caller, call.deadline, call.attempt
     )
-
-
-def composed(middleware: Sequence[Middleware], last: Proceed) -> Proceed:
-    """Return one function that goes through `middleware`, the first outermost, to `last`."""
-    proceed = last
-    for each in reversed(middleware):
-        proceed = _before(each, proceed)
-    return proceed
-
-
-def _before(middleware: Middleware, proceed: Proceed) -> Proceed:
-    return lambda call: middleware(call, proceed)
 
 
 class _Border:
