@@ -420,11 +420,6 @@ class Calls:
                 self._pump(peer)
         self._arm()
 
-    @property
-    def pending(self) -> int:
-        """Calls of ours that wait for an answer."""
-        return sum(len(peer.waiting) for peer in self._peers.values())
-
     def check(self) -> None:
         """Assert all invariants."""
         for peer in self._peers.values():

@@ -92,7 +92,6 @@ class CallOperation(msgspec.Struct):
 
 class _Asked(msgspec.Struct, array_like=True, frozen=True):
     number: int
-    callee: str
     wait_ns: int
     padding: bytes
 
@@ -289,7 +288,7 @@ class Customers:
         )
         self._called.append(operation)
         padding = bytes(LONG if self._chance.randrange(50) == 0 else 0)
-        body = encode(_Asked(number, node_name(callee), wait, padding))
+        body = encode(_Asked(number, wait, padding))
         deadline = self._host.line.now() + timeout
         cancel = self._calls.post(callee, ECHO, body, deadline, lambda o: self._told(operation, o))
         if self._chance.random() < 0.1:

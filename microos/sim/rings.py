@@ -27,14 +27,16 @@ class Rings:
 
     def __init__(self) -> None:
         self._scores = Scores()
-        self._empty = RingState()
         self._applied: dict[tuple[Revision, Revision, Command], Applied] = {}
         self._moved: dict[Revision, Moved] = {}
         self._states: dict[bytes, RingState] = {}
         self._newest = Ring()
 
     def apply(self, state: RingState, command: Command, revision: Revision) -> Applied:
-        """Do one command, or what it came to when another member did it on the same state."""
+        """Do one command, or what it came to when another member did it on the same state.
+
+        All states of a world come from here, so its revision names a state.
+        """
         key = (state.revision, revision, command)
         found = self._applied.get(key)
         if found is None:
@@ -46,6 +48,7 @@ class Rings:
         found = self._moved.get(state.revision)
         if found is None:
             ring = self._newest = state.ring(self._newest)
+            ring.check()
             found = self._moved[state.revision] = Moved(ring, frozen(state))
             self._states[found.state] = state
         return found
