@@ -141,6 +141,9 @@ KV_PAGE_NAMES = 256
 KV_PAGE_BYTES = 64 * KIB
 """Names or entries in one message between copies; a single larger entry goes alone."""
 
+KV_TOGETHER = 64
+"""Requests that travel together, and are answered in one go without a rest."""
+
 KV_OPERATIONS_MAX = 8192
 """Operations in flight on one node; more are refused."""
 

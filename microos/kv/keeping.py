@@ -4,13 +4,16 @@
       ▲                 │ done
       └── rescheduled ──┘
 
+What several operations ask of one node in one turn of the loop travels as one call, `Many`:
+under load a call's own cost is shared by tens of requests; a lone one leaves at once.
+
 Requests of other nodes are answered in the reader that brought them (`house.md` 1.9):
 they are bounded and never wait, but for atomic writes, which are answered later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -24,7 +27,17 @@ from microos.node.kernel import Kernel
 from microos.node.statistics import QueueStatistics
 from microos.ring.epochs import frozen, thawed
 from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up
-from microos.ring.messages import decode_answer, decode_request
+from microos.ring.messages import (
+    Accept,
+    Answer,
+    Answers,
+    Many,
+    Single,
+    Write,
+    decode_answer,
+    decode_answers,
+    decode_requests,
+)
 from microos.ring.planner import Report
 from microos.ring.ring import Ring, slot_set
 from microos.rpc.messages import Reply
@@ -38,6 +51,9 @@ REPORT_GAP = 0.25
 
 REPORT_AGAIN = 1.0
 """While slots are joint a report is repeated: the leader may be a new one [s]."""
+
+TOGETHER_FROM = 4
+"""With fewer operations in flight than this each request leaves at once."""
 
 LOOK = 0.05
 """How often a leaving node looks whether everything is handed over [s]."""
@@ -63,6 +79,9 @@ class Keeping:
         self._reported: tuple[int, int] = (0, 0)
         self._news = trio.Event()
         self._moved = trio.Event()
+        self._together: dict[NodeId, list[Ask]] = {}
+        """Asks of this turn, by whom they are for."""
+        self._turn_over = trio.Event()
         self._alarm = Alarm(self._clock, self._deadline, self._wake)
         kernel.serve_inline(ENDPOINT, self._request)
         kernel.on_members(self._members_changed)
@@ -93,6 +112,7 @@ class Keeping:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._alarm.run)
             nursery.start_soon(self._report)
+            nursery.start_soon(self._send_together)
 
     async def wait_ready(self) -> None:
         """Wait until `is_ready`; without a bound."""
@@ -203,9 +223,14 @@ class Keeping:
             RemoteProtocolError: It is none.
         """
         keeper = self._keeper
-        request = decode_request(body)
+        request = decode_requests(body)
         if keeper is None:
             raise RemoteProtocolError("expected a node that has started, found one that has not")
+        if isinstance(request, Many):
+            answers = self._answer_many(keeper, request, sender)
+            if keeper.has_effects:
+                self._pump(keeper)
+            return encode(answers)
         self._handle += 1
         answer = keeper.serve(request, sender, self._clock.now(), self._handle)
         if answer is None:
@@ -213,6 +238,19 @@ class Keeping:
         if keeper.has_effects:
             self._pump(keeper)
         return None if answer is None else encode(answer)
+
+    def _answer_many(self, keeper: Keeper, many: Many, sender: NodeId) -> Answers:
+        """Answer in order, as many as fit a page; the asker asks the rest one by one."""
+        now, size = self._clock.now(), 0
+        answers: list[Answer] = []
+        for request in many.requests:
+            answer = keeper.serve(request, sender, now, 0)
+            assert isinstance(answer, Answer)
+            size += len(answer.entry or b"")
+            if answers and size > limits.KV_PAGE_BYTES:
+                break
+            answers.append(answer)
+        return Answers(tuple(answers))
 
     # Turns of the keeper.
 
@@ -241,6 +279,51 @@ class Keeping:
         self._alarm.moved()
 
     def _ask(self, keeper: Keeper, ask: Ask) -> None:
+        """Send an ask; together with others of this turn, if there are many operations."""
+        if keeper.in_flight < TOGETHER_FROM or not isinstance(ask.request, Single):
+            self._send(keeper, ask)
+            return
+        if not self._together:
+            self._turn_over.set()
+        self._together.setdefault(ask.owner.node, []).append(ask)
+
+    async def _send_together(self) -> None:
+        """At the end of each turn of the loop, send what has gathered in it."""
+        keeper = self._keeper
+        assert keeper is not None
+        while True:
+            await self._turn_over.wait()
+            self._turn_over = trio.Event()
+            together, self._together = self._together, {}
+            for node, asks in together.items():
+                for group in _groups(asks):
+                    if len(group) == 1:
+                        self._send(keeper, group[0])
+                    else:
+                        self._send_many(keeper, node, group)
+
+    def _send_many(self, keeper: Keeper, node: NodeId, asks: list[Ask]) -> None:
+        def done(outcome: Outcome) -> None:
+            now, receive = self._clock.now(), keeper.receive
+            answers = _answers_in(outcome, len(asks))
+            if answers is None:
+                sent = not isinstance(outcome, UnavailableError)
+                for ask in asks:
+                    receive(Silent(ask.token, sent), now)
+            else:
+                for ask, answer in zip(asks, answers, strict=False):
+                    receive(Told(ask.token, answer), now)
+                for ask in asks[len(answers) :]:
+                    self._send(keeper, ask)
+            self._pump(keeper)
+
+        requests = tuple([ask.request for ask in asks if isinstance(ask.request, Single)])
+        assert len(requests) == len(asks)
+        body = encode(Many(requests))
+        deadline = max([ask.deadline for ask in asks])
+        self._kernel.post(node, ENDPOINT, body, deadline, done)
+
+    def _send(self, keeper: Keeper, ask: Ask) -> None:
         token = ask.token
 
         def done(outcome: Outcome) -> None:
@@ -304,3 +387,29 @@ class Keeping:
     def _queues(self) -> tuple[QueueStatistics, ...]:
         size = self._keeper.in_flight if self._keeper is not None else 0
         return (QueueStatistics("kv.operations", size, limits.KV_OPERATIONS_MAX, "refuse", 0),)
+
+
+def _groups(asks: list[Ask]) -> Iterator[list[Ask]]:
+    """Give what may travel together: few enough requests, in few enough bytes."""
+    group: list[Ask] = []
+    size = 0
+    for ask in asks:
+        more = len(ask.request.entry) if isinstance(ask.request, Write | Accept) else 0
+        if group and (len(group) == limits.KV_TOGETHER or size + more > limits.KV_PAGE_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(ask)
+        size += more
+    if group:
+        yield group
+
+
+def _answers_in(outcome: Outcome, count: int) -> tuple[Answer, ...] | None:
+    """Return the answers to the first of `count` requests; None if they did not come."""
+    if not isinstance(outcome, Reply):
+        return None
+    try:
+        answers = decode_answers(outcome.body).answers
+    except RemoteProtocolError:
+        return None
+    return answers if len(answers) <= count else None

@@ -21,6 +21,7 @@ MessagePack arrays `[kind, …]`. Every request begins with what all have:
 | 9 | Purge | forget these tombstones: every owner has them | yes |
 | 10 | GetRing | the ring you go by | yes |
 | 11 | Do | decide a write under a condition for me | no |
+| 12 | Many | some Read, Write, Prepare and Accept, in order | yes |
 
 An `Answer` is small and says what the requester must know before it may count it.
 """
@@ -139,7 +140,18 @@ class Do(Request, frozen=True, array_like=True, tag=11, gc=False):
     """How long the asker will wait."""
 
 
-AnyRequest = Read | Write | Prepare | Accept | Compare | List | Fetch | Keep | Purge | GetRing | Do
+Single = Read | Write | Prepare | Accept
+"""What users' operations ask: one name each, answered by one `Answer`."""
+
+AnyRequest = Single | Compare | List | Fetch | Keep | Purge | GetRing | Do
+
+
+class Many(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """What one node asks another in one turn of its loop travels together."""
+
+    requests: Annotated[
+        tuple[Single, ...], msgspec.Meta(min_length=1, max_length=limits.KV_TOGETHER)
+    ]
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -212,5 +224,16 @@ class Did(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 AnyAnswer = Answer | Compared | Listing | Entries | RingState | Did
 
+
+class Answers(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """To Many: one each, in order, to as many of the first as fit a page."""
+
+    answers: Annotated[
+        tuple[Answer, ...], msgspec.Meta(min_length=1, max_length=limits.KV_TOGETHER)
+    ]
+
+
 decode_request: Decoder[AnyRequest] = Decoder(AnyRequest)
+decode_requests: Decoder[AnyRequest | Many] = Decoder(AnyRequest | Many)
+decode_answers: Decoder[Answers] = Decoder(Answers)
 decode_answer: Decoder[AnyAnswer] = Decoder(AnyAnswer)

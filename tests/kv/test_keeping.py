@@ -127,3 +127,51 @@ def test_what_is_put_on_a_leaving_node_is_not_lost() -> None:
         assert {key: await things.get(key) for key in put} == put
 
     run_cluster(scenario, 4, seed=5)
+
+
+def test_operations_of_one_turn_travel_together_and_large_values_one_by_one() -> None:
+    small = {f"small {number}": b"." for number in range(200)}
+    large = {f"large {number}": bytes(600_000) for number in range(20)}
+    wanted = small | large
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.ready()
+        for node in cluster.nodes:
+            await node.kv.wait_ready()
+        things = cluster[0].kv.bucket("things", bytes)
+
+        got: dict[str, bytes | None] = {}
+
+        async def put(key: str) -> None:
+            await things.put(key, wanted[key], timeout=20.0)
+
+        async def get(key: str) -> None:
+            got[key] = await things.get(key, timeout=20.0)
+
+        for attempt in (put, get):
+            for keys in (small, large):
+                frames = cluster.count_frames()
+                async with trio.open_nursery() as nursery:
+                    for key in keys:
+                        nursery.start_soon(attempt, key)
+                if keys is small:
+                    assert 0 < frames["n0", "rpc"] < len(small) // 4, frames
+        assert got == wanted
+
+        cluster.crash(1)
+        cluster.crash(2)
+        refused: list[str] = []
+
+        async def fail(key: str) -> None:
+            with pytest.raises(NoQuorumError):
+                await things.get(key, timeout=1.0)
+            refused.append(key)
+
+        async with trio.open_nursery() as nursery:
+            for key in small:
+                nursery.start_soon(fail, key)
+        assert len(refused) == len(small)
+        assert cluster[0].kv.statistics().in_flight == 0
+        assert keeping(cluster, 0)._together == {}
+
+    run_cluster(scenario, 3, seed=6)
