@@ -13,7 +13,7 @@ they are bounded and never wait, but for atomic writes, which are answered later
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -53,7 +53,7 @@ REPORT_AGAIN = 1.0
 """While slots are joint a report is repeated: the leader may be a new one [s]."""
 
 TOGETHER_FROM = 4
-"""With fewer operations in flight than this each request leaves at once."""
+"""With fewer operations in flight than this none waits for the turn of the loop to end."""
 
 LOOK = 0.05
 """How often a leaving node looks whether everything is handed over [s]."""
@@ -79,9 +79,8 @@ class Keeping:
         self._reported: tuple[int, int] = (0, 0)
         self._news = trio.Event()
         self._moved = trio.Event()
-        self._together: dict[NodeId, list[Ask]] = {}
-        """Asks of this turn, by whom they are for."""
-        self._turn_over = trio.Event()
+        self._begun = trio.Event()
+        """Operations have begun whose requests are still to be sent."""
         self._alarm = Alarm(self._clock, self._deadline, self._wake)
         kernel.serve_inline(ENDPOINT, self._request)
         kernel.on_members(self._members_changed)
@@ -112,7 +111,7 @@ class Keeping:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._alarm.run)
             nursery.start_soon(self._report)
-            nursery.start_soon(self._send_together)
+            nursery.start_soon(self._send_begun)
 
     async def wait_ready(self) -> None:
         """Wait until `is_ready`; without a bound."""
@@ -199,7 +198,10 @@ class Keeping:
 
         number = begin(keeper, self._clock.now())
         self._waiting[number] = done
-        self._pump(keeper)
+        if keeper.in_flight < TOGETHER_FROM or keeper.has_results:
+            self._pump(keeper)
+        else:
+            self._begun.set()
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._waiting.pop(number, None)
@@ -261,8 +263,7 @@ class Keeping:
         self._pumping = True
         while keeper.has_effects:
             effects = keeper.take()
-            for ask in effects.asks:
-                self._ask(keeper, ask)
+            self._send_all(keeper, effects.asks)
             for number, result in effects.done:
                 done = self._waiting.pop(number, None)
                 if done is not None:
@@ -278,29 +279,28 @@ class Keeping:
             self._news.set()
         self._alarm.moved()
 
-    def _ask(self, keeper: Keeper, ask: Ask) -> None:
-        """Send an ask; together with others of this turn, if there are many operations."""
-        if keeper.in_flight < TOGETHER_FROM or not isinstance(ask.request, Single):
-            self._send(keeper, ask)
-            return
-        if not self._together:
-            self._turn_over.set()
-        self._together.setdefault(ask.owner.node, []).append(ask)
-
-    async def _send_together(self) -> None:
-        """At the end of each turn of the loop, send what has gathered in it."""
+    async def _send_begun(self) -> None:
+        """Send what the operations ask that have begun in this turn of the loop."""
         keeper = self._keeper
         assert keeper is not None
         while True:
-            await self._turn_over.wait()
-            self._turn_over = trio.Event()
-            together, self._together = self._together, {}
-            for node, asks in together.items():
-                for group in _groups(asks):
-                    if len(group) == 1:
-                        self._send(keeper, group[0])
-                    else:
-                        self._send_many(keeper, node, group)
+            await self._begun.wait()
+            self._begun = trio.Event()
+            self._pump(keeper)
+
+    def _send_all(self, keeper: Keeper, asks: Sequence[Ask]) -> None:
+        together: dict[NodeId, list[Ask]] = {}
+        for ask in asks:
+            if len(asks) > 1 and isinstance(ask.request, Single):
+                together.setdefault(ask.owner.node, []).append(ask)
+            else:
+                self._send(keeper, ask)
+        for node, those in together.items():
+            for group in _groups(those):
+                if len(group) == 1:
+                    self._send(keeper, group[0])
+                else:
+                    self._send_many(keeper, node, group)
 
     def _send_many(self, keeper: Keeper, node: NodeId, asks: list[Ask]) -> None:
         def done(outcome: Outcome) -> None:

@@ -430,6 +430,11 @@ class Keeper:
     def has_effects(self) -> bool:
         return bool(self._asks or self._done or self._answers or self._fetched)
 
+    @property
+    def has_results(self) -> bool:
+        """Whether an operation is done whose result is not taken yet."""
+        return bool(self._done)
+
     # Answers.
 
     def _told(self, token: int, answer: AnyAnswer, now: float) -> None:
