@@ -94,11 +94,11 @@ class Votes:
     @property
     def possible(self) -> bool:
         """Whether every row has, or can still get, its quorum."""
-        return bool(self._masks) and all(
-            (mask & (yes | ~no)).bit_count() >= need
-            for mask, yes, no, need in zip(
-                self._masks, self._yes, self._no, self._wanted, strict=True
-            )
+        masks, yes, no, need = self._masks, self._yes, self._no, self._wanted
+        if len(masks) == 1:
+            return (masks[0] & (yes[0] | ~no[0])).bit_count() >= need[0]
+        return bool(masks) and all(
+            (masks[row] & (yes[row] | ~no[row])).bit_count() >= need[row] for row in (0, 1)
         )
 
     def check(self) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from math import inf
 
 from microos.deadlines import Deadlines
 from microos.hashing import xxh3
@@ -65,7 +64,7 @@ class Store:
     @property
     def deadline(self) -> float:
         """When the next entry ends, on the keeper's clock [s]."""
-        return self._ends.deadline if len(self._ends) else inf
+        return self._ends.deadline
 
     def __len__(self) -> int:
         return sum(len(slot) for slot in self._slots.values())
