@@ -325,7 +325,7 @@ CANARIES = (
         replacement="self._failed |= False",
         world="purged",
         dies=KV_BREACH,
-        worlds=first(4, 30),
+        worlds=first(5, 30),
     ),
     Canary(
         name="uses-an-id-again",

@@ -158,21 +158,23 @@ class KvChecker:
             return
         version, before = known
         if operation.kind == "get":
-            nothing = operation.version == 0 and self._may_be_gone(operation, version)
-            if operation.version < version and not nothing:
+            assert operation.ended_ns is not None
+            if operation.version < version and not (
+                operation.version == 0
+                and self._may_be_gone(operation.key, version, operation.ended_ns)
+            ):
                 self._fail("stale_read", f"{operation}, known before it began: {before}")
         elif operation.version <= version:
             self._fail("order", f"{operation}, known before it began: {before}")
 
-    def _may_be_gone(self, read: KvOperation, version: int) -> bool:
-        """Whether what was known may have been removed, or ended, before a read was over."""
-        assert read.ended_ns is not None
+    def _may_be_gone(self, key: bytes, version: int, by_ns: int) -> bool:
+        """Whether what was known may have been removed, or ended, and its trace be gone too."""
         return any(
             (other.kind == "delete" or (other.kind == "put" and other.left_ms))
             and other.outcome not in ("unavailable", "conflict")
-            and other.begun_ns <= read.ended_ns
+            and other.begun_ns <= by_ns
             and (other.version == 0 or other.version >= version)
-            for other in self._of[read.key]
+            for other in self._of[key]
         )
 
     def _known(self, operation: KvOperation) -> Known | None:
@@ -299,5 +301,7 @@ class KvChecker:
         if len({*found}) != 1:
             self._fail("copies", f"{key!r}: {dict(zip(row, found, strict=True))}", "liveness")
         newest = self._newest[key][-1] if self._newest[key] else None
-        if newest is not None and found[0] < newest[0]:
+        if newest is None or found[0] >= newest[0]:
+            return
+        if found[0] or not self._may_be_gone(key, newest[0], self._world.now):
             self._fail("lost", f"{key!r}: the owners have {found}, known was {newest}")
