@@ -187,7 +187,8 @@ class Bucket(Generic[T]):
             timeout: Instead of the node's `kv.timeout` [s].
 
         Raises:
-            ConflictError: `exists`, `version`, `absent`: the condition does not hold.
+            ConflictError: `exists`, `version`, `absent`: the condition does not hold. While
+                owners change a value may get a new version without a write: look again.
             NoQuorumError: Too few owners of the key are there; nothing happened.
             UncertainError: Sent, and not acknowledged by enough; `version` says which.
             LimitError: Key or value too long, or the owners are full.

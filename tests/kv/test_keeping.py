@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from microos.errors import NoQuorumError
+from microos.errors import ConflictError, NoQuorumError
 from microos.kv.keeping import Keeping
 from microos.sim.cluster import Cluster, run_cluster
 
@@ -174,3 +174,32 @@ def test_operations_of_one_turn_travel_together_and_large_values_one_by_one() ->
         assert cluster[0].kv.statistics().in_flight == 0
 
     run_cluster(scenario, 3, seed=6)
+
+
+def test_a_refused_write_while_owners_change_keeps_the_value_and_a_fresh_look_then_succeeds() -> (
+    None
+):
+    keys = [f"key {number}" for number in range(100)]
+    renamed = 0
+
+    async def scenario(cluster: Cluster) -> None:
+        nonlocal renamed
+        await cluster.wait_until(lambda: len(cluster.nodes) == 1, 10.0, "the first has opened")
+        await cluster[0].kv.wait_ready()
+        things = cluster[0].kv.bucket("things", str)
+        versions = {key: await things.put(key, key) for key in keys}
+        cluster.start(1)
+        ring = keeping(cluster, 0).keeper
+        await cluster.wait_until(lambda: ring.ring.number == 2, 20.0, "owners change")
+        for key in keys:
+            with pytest.raises(ConflictError):
+                await things.put(key, "other", if_absent=True)
+            item = await things.read(key)
+            assert item is not None and item.value == key
+            renamed += item.version != versions[key]
+            await things.put(key, "next", if_version=item.version)
+            assert await things.get(key) == "next"
+
+    run_cluster(scenario, 2, seed=7, first=1, seeds=1)
+
+    assert renamed
