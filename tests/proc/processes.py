@@ -71,11 +71,14 @@ def persistently(attempt: Callable[[], T], what: str, *, timeout: float = PATIEN
     return eventually(lambda: (attempt(),), what, timeout=timeout)[0]
 
 
+_PORTS = random.SystemRandom().sample(range(15_000, 30_000), 15_000)
+"""In the order in which this process of the suite tries them: none twice."""
+
+
 def free_port() -> int:
     """Return a port free for datagrams and streams, outside the range given to clients."""
-    chance = random.SystemRandom()
     while True:
-        port = chance.randrange(15_000, 30_000)
+        port = _PORTS.pop()
         with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
             try:
                 tcp.bind(("127.0.0.1", port))
@@ -268,7 +271,6 @@ class Processes:
             services: Each announces a service `from-<name>`.
         """
         ports = [free_port() for _ in range(count)]
-        assert len(set(ports)) == count, "two nodes were given one port"
         join = ",".join(f"127.0.0.1:{port}" for port in ports[:seeds])
         for name, port in zip("abcdefgh", ports, strict=False):
             service = ("--service", f"from-{name}=1.0") if services else ()
