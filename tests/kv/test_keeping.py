@@ -172,6 +172,10 @@ def test_operations_of_one_turn_travel_together_and_large_values_one_by_one() ->
                 nursery.start_soon(fail, key)
         assert len(refused) == len(small)
         assert cluster[0].kv.statistics().in_flight == 0
+        owed = keeping(cluster, 0).keeper._asked.values()
+        await cluster.wait_until(
+            lambda: not any(generation for _, _, generation in owed), 5.0, "nothing is owed"
+        )
 
     run_cluster(scenario, 3, seed=6)
 
