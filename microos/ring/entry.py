@@ -39,6 +39,8 @@ FOREVER = bytes(6)
 NOTHING = bytes(VERSION)
 """The version of what was never written: older than any."""
 
+NO_HEAD = NOTHING + b"\0"
+
 
 def pack(version: bytes, *, end: int, flags: int, value: bytes) -> bytes:
     """Return an entry.
@@ -70,6 +72,11 @@ def writer_of(node: NodeId) -> int:
 def version_of(entry: bytes | None) -> bytes:
     """Return an entry's version; of none, one older than any."""
     return NOTHING if entry is None else entry[:VERSION]
+
+
+def head_of(entry: bytes | None) -> bytes:
+    """Return version and flags, in which alike entries agree; of none, what no entry has."""
+    return NO_HEAD if entry is None else entry[:VERSION] + entry[FLAGS : FLAGS + 1]
 
 
 def number_of(version: bytes) -> Version:

@@ -62,7 +62,8 @@ class Get(Operation):
         """Return whom to ask first: as few as may do, oneself among them, asked last."""
         me = self.desk.me
         others = [owner for owner in up if owner != me]
-        at = self.number % max(1, len(others))  # So that no owner serves all reads.
+        # So that no owner serves all reads; and first not who was to confirm it (`reads.py`).
+        at = (self.number + 1) % max(1, len(others))
         order = [me, *others[at:], *others[:at]] if me in up else others[at:] + others[:at]
         if self.one:
             return order[:1]

@@ -50,6 +50,7 @@ from microos.ring.messages import (
 from microos.ring.operation import Operation
 from microos.ring.passes import Handing, Job
 from microos.ring.put import Put
+from microos.ring.reads import Reads
 from microos.ring.replica import Replica
 from microos.ring.ring import Owner, Ring
 from microos.ring.stamps import Stamps
@@ -159,6 +160,7 @@ class Keeper:
         )
         self.now = now
         """Of the turn under way, on this node's clock [s]."""
+        self.reads = Reads(self)
         self._up: Mapping[NodeId, BootId] = {}
         self._number = 0
         self._token = 0
@@ -235,7 +237,10 @@ class Keeper:
     def get(self, slot: int, name: bytes, *, one: bool, deadline: float, now: float) -> int:
         """Begin a read; return its number. Its result is an entry as it travels, or None."""
         number = self._take_number(now)
-        self._start(Get(self, number, slot, name, one=one, deadline=deadline), now)
+        if one and slot in self.replica.synced:
+            self.confirmed(number, self.replica.store.get(slot, name, int(now * 1000.0)))
+        elif one or not self.reads.begin(number, slot, name, deadline):
+            self._start(Get(self, number, slot, name, one=one, deadline=deadline), now)
         return number
 
     def atomic(
@@ -263,6 +268,7 @@ class Keeper:
     def cancel(self, number: int, now: float) -> None:
         """Forget an operation; what it has sent may still be done."""
         self.now = now
+        self.reads.forget(number)
         operation = self._operations.get(number)
         if operation is not None:
             self._forget(operation)
@@ -276,7 +282,7 @@ class Keeper:
 
     def _take_number(self, now: float) -> int:
         self.now = now
-        if len(self._operations) >= limits.KV_OPERATIONS_MAX:
+        if self.in_flight >= limits.KV_OPERATIONS_MAX:
             raise _too_many()
         return self._next_number()
 
@@ -362,7 +368,7 @@ class Keeper:
         self.stamps.hear(request.stamp, now)
         if request.boot != self.me.boot:
             return self._did(Code.WRONG_BOOT)
-        if len(self._operations) >= limits.KV_OPERATIONS_MAX:
+        if self.in_flight >= limits.KV_OPERATIONS_MAX:
             return self._did(Code.OK, error=_too_many())
         number = self._next_number()
         self._handles[number] = handle
@@ -395,6 +401,7 @@ class Keeper:
                 self._turn(message, now)
             case Up():
                 self._up = message.boots
+                self.reads.moved()
 
     def wake(self, now: float) -> None:
         """Do what is due: ends of life, deadlines, pauses that are over, upkeep."""
@@ -407,16 +414,24 @@ class Keeper:
             if operation is not None:
                 operation.wake(now)
                 self._arm(operation)
+        self.reads.wake(now)
         if now >= self.upkeep.deadline:
             self.upkeep.wake(now)
 
     @property
     def deadline(self) -> float:
         """When `wake` is next wanted, on this node's clock [s]."""
-        return min(self._timers.deadline, self.replica.store.deadline, self.upkeep.deadline)
+        return min(
+            self._timers.deadline,
+            self.reads.deadline,
+            self.replica.store.deadline,
+            self.upkeep.deadline,
+        )
 
     def take(self) -> Effects:
         """Hand over, and forget, everything that is to be done."""
+        if self.reads.has_gathered:
+            self.reads.send()
         effects = Effects(
             tuple(self._asks), tuple(self._done), tuple(self._answers), tuple(self._fetched)
         )
@@ -428,7 +443,13 @@ class Keeper:
 
     @property
     def has_effects(self) -> bool:
-        return bool(self._asks or self._done or self._answers or self._fetched)
+        return bool(
+            self._asks
+            or self._done
+            or self._answers
+            or self._fetched
+            or self.reads.has_gathered
+        )
 
     @property
     def has_results(self) -> bool:
@@ -473,6 +494,7 @@ class Keeper:
         changed = self.replica.turn(moved.ring, moved.state)
         if not changed:
             return
+        self.reads.moved()
         self.upkeep.moved(changed, now)
         for operation in list(self._operations.values()):
             if operation.wants_ring and self.ring.revision >= operation.wants_ring:
@@ -523,6 +545,18 @@ class Keeper:
         deadline, number = relay.deadline, relay.number
         self._decide(number, relay.slot, relay.name, entry, condition, deadline, self.now)
 
+    def confirmed(self, number: int, entry: bytes | None) -> None:
+        operation = self._operations.get(number)
+        if operation is not None:
+            self.finish(operation, entry)
+        else:
+            at = int(self.now * 1000.0)
+            self._done.append((number, None if entry is None else outgoing(entry, at)))
+
+    def read_in_full(self, number: int, slot: int, name: bytes, deadline: float) -> None:
+        if number not in self._operations:
+            self._start(Get(self, number, slot, name, one=False, deadline=deadline), self.now)
+
     def finish(self, operation: Operation, result: object) -> None:
         if operation.number not in self._operations:
             return
@@ -560,6 +594,7 @@ class Keeper:
         number = operation.number
         operation.generation += 1
         del self._operations[number]
+        self.reads.forget(number)
         at = self._armed.pop(number, None)
         if at is not None:
             self._timers.remove(number, at)
@@ -585,7 +620,8 @@ class Keeper:
 
     @property
     def in_flight(self) -> int:
-        return len(self._operations)
+        """Operations begun and not done; a read that goes both ways is two."""
+        return len(self._operations) + len(self.reads)
 
     @property
     def is_settled(self) -> bool:
@@ -599,6 +635,7 @@ class Keeper:
     def check(self) -> None:
         """Assert all invariants. Cost: O(entries)."""
         self.replica.check()
+        self.reads.check()
         self.upkeep.check()
         assert self._armed.keys() == self._operations.keys()
         assert len(self._timers) == len(self._armed)

@@ -22,6 +22,7 @@ MessagePack arrays `[kind, …]`. Every request begins with what all have:
 | 10 | GetRing | the ring you go by | yes |
 | 11 | Do | decide a write under a condition for me | no |
 | 12 | Many | some Read, Write, Prepare and Accept, in order | yes |
+| 13 | Versions | which versions some names have: reads without the values | yes |
 
 An `Answer` is small and says what the requester must know before it may count it.
 """
@@ -140,10 +141,17 @@ class Do(Request, frozen=True, array_like=True, tag=11, gc=False):
     """How long the asker will wait."""
 
 
+class Versions(Request, frozen=True, array_like=True, tag=13):
+    names: Annotated[
+        tuple[tuple[_Slot, _Name], ...],
+        msgspec.Meta(min_length=1, max_length=limits.KV_TOGETHER),
+    ]
+
+
 Single = Read | Write | Prepare | Accept
 """What users' operations ask: one name each, answered by one `Answer`."""
 
-AnyRequest = Single | Compare | List | Fetch | Keep | Purge | GetRing | Do
+AnyRequest = Single | Compare | List | Fetch | Keep | Purge | GetRing | Do | Versions
 
 
 class Many(msgspec.Struct, frozen=True, array_like=True, tag=12):
@@ -222,7 +230,19 @@ class Did(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     message: str = ""
 
 
-AnyAnswer = Answer | Compared | Listing | Entries | RingState | Did
+class Found(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """To Versions: version and flags of each name, in order; empty where this copy has no say."""
+
+    code: int
+    revision: _U64
+    stamp: _Stamp
+    heads: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=17)], ...],
+        msgspec.Meta(max_length=limits.KV_TOGETHER),
+    ]
+
+
+AnyAnswer = Answer | Compared | Listing | Entries | RingState | Did | Found
 
 
 class Answers(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -19,6 +19,7 @@ from microos import limits
 from microos.ring.entry import (
     HEAD,
     NOTHING,
+    head_of,
     incoming,
     is_atomic,
     is_newer,
@@ -36,6 +37,7 @@ from microos.ring.messages import (
     Do,
     Entries,
     Fetch,
+    Found,
     GetRing,
     Keep,
     List,
@@ -44,6 +46,7 @@ from microos.ring.messages import (
     Purge,
     Read,
     RingState,
+    Versions,
     Write,
 )
 from microos.ring.ring import SLOTS, Owner, Ring
@@ -141,6 +144,8 @@ class Replica:
         match request:
             case Read():
                 return self._read(request, now)
+            case Versions():
+                return self._versions(request, now)
             case Write():
                 return self._write(request, now)
             case Prepare():
@@ -183,6 +188,22 @@ class Replica:
             code |= Code.UNSYNCED
         entry = self.store.get(slot, request.name, at)
         return self._answer(code, now, None if entry is None else outgoing(entry, at))
+
+    def _versions(self, request: Versions, now: float) -> Found:
+        ring, revision = self.ring, request.revision
+        if revision > ring.revision:
+            heads: tuple[bytes, ...] = (b"",) * len(request.names)
+            return Found(Code.BEHIND, ring.revision, self.stamps.peek(now), heads)
+        store, synced, positions, at = self.store, self.synced, ring.positions, int(now * 1000.0)
+        heads = tuple(
+            [
+                head_of(store.get(slot, name, at))
+                if positions[slot] <= revision and slot in synced
+                else b""
+                for slot, name in request.names
+            ]
+        )
+        return Found(Code.OK, ring.revision, self.stamps.peek(now), heads)
 
     def _write(self, request: Write, now: float) -> Answer:
         slot, name = request.slot, request.name

@@ -418,7 +418,11 @@ class World:
             f"{node.id[-1]} {name}"
             for node in self.nodes
             if node.keeper is not None
-            for part, names in ((node.keeper, of_keeper), (node.keeper.upkeep, of_upkeep))
+            for part, names in (
+                (node.keeper, of_keeper),
+                (node.keeper.reads, ("_waiting", "_gathered")),
+                (node.keeper.upkeep, of_upkeep),
+            )
             for name in names
             if getattr(part, name)
         ]

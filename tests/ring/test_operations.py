@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,129 +24,13 @@ from microos.ring.entry import (
     version_bytes,
     version_of,
 )
-from microos.ring.epochs import frozen
-from microos.ring.keeper import Ask, Effects, Keeper, KeeperSettings, Moved, Silent, Told, Up
+from microos.ring.keeper import Silent
 from microos.ring.messages import Accept, Answer, Code, Did, Do, Prepare, Read, Write
 from microos.ring.operation import Operation
 from microos.ring.ring import SLOTS
 from microos.types import Version
-from tests.ring.log import Log, owner
-
-NAME = b"b\0k"
-SETTINGS = KeeperSettings(
-    size_max=1 << 20,
-    compare_interval=1e6,
-    drop_grace=10.0,
-    tombstone_window=3600.0,
-    transfer_rate=1 << 25,
-)
-
-
-@cache
-def moved(*epochs: str) -> Moved:
-    log = Log()
-    for names in epochs:
-        log.propose(names)
-    return Moved(log.state.ring(), frozen(log.state))
-
-
-class Desk:
-    """One keeper and what it wants done."""
-
-    def __init__(self, me: str = "a", names: str = "abc", up: str | None = None) -> None:
-        self.now = 100.0
-        self._epochs: tuple[str, ...] = (names,)
-        self.keeper = Keeper(
-            owner(me), SETTINGS, random=random.Random(1), now=self.now, wall=1_700_000_000.0
-        )
-        self.up(names if up is None else up)
-        self.keeper.receive(moved(names), self.now)
-        self.slot = next(s for s in range(SLOTS) if self.order(s)[0] == owner(names[0]))
-        self.asks: list[Ask] = []
-        self.done: dict[int, object] = {}
-        self.answers: list[tuple[int, Did]] = []
-
-    def order(self, slot: int) -> Any:
-        return self.keeper.ring.current(slot)
-
-    def up(self, names: str) -> None:
-        self.keeper.receive(Up({owner(name).node: owner(name).boot for name in names}), self.now)
-
-    def propose(self, names: str) -> None:
-        self._epochs += (names,)
-        self.keeper.receive(moved(*self._epochs), self.now)
-        self.perform()
-
-    def perform(self) -> None:
-        effects: Effects = self.keeper.take()
-        self.asks += effects.asks
-        self.done |= dict(effects.done)
-        self.answers += effects.answers
-        self.keeper.check()
-
-    def put(self, value: bytes | None = b"v", **how: Any) -> int:
-        options: dict[str, Any] = {"left": 0, "one": False, "version": None, **how}
-        deadline = self.now + options.pop("timeout", 2.0)
-        number = self.keeper.put(self.slot, NAME, value, deadline=deadline, now=self.now, **options)
-        self.perform()
-        return number
-
-    def get(self, *, one: bool = False) -> int:
-        number = self.keeper.get(self.slot, NAME, one=one, deadline=self.now + 2.0, now=self.now)
-        self.perform()
-        return number
-
-    def atomic(self, condition: int = 0, value: bytes = b"v", left: int = 0) -> int:
-        number = self.keeper.atomic(
-            self.slot,
-            NAME,
-            value,
-            left=left,
-            condition=Version(condition),
-            deadline=self.now + 2.0,
-            now=self.now,
-        )
-        self.perform()
-        return number
-
-    def take(self, name: str) -> Ask:
-        """Return the first ask that waits for an answer of a node."""
-        at = next(n for n, ask in enumerate(self.asks) if ask.owner.node == name)
-        return self.asks.pop(at)
-
-    def answer(
-        self, name: str, code: int = Code.OK, entry: bytes | None = None, **more: Any
-    ) -> Ask:
-        ask = self.take(name)
-        revision = more.pop("revision", self.keeper.ring.revision)
-        self.tell(ask, Answer(int(code), revision, 1, entry, **more))
-        return ask
-
-    def tell(self, ask: Ask, answer: Any) -> None:
-        self.keeper.receive(Told(ask.token, answer), self.now)
-        self.perform()
-
-    def silent(self, name: str, *, sent: bool = True) -> None:
-        self.keeper.receive(Silent(self.take(name).token, sent), self.now)
-        self.perform()
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass, waking the keeper whenever it wishes."""
-        until = self.now + seconds
-        while self.keeper.deadline <= until:
-            self.now = max(self.now, self.keeper.deadline)
-            self.keeper.wake(self.now)
-            self.perform()
-        self.now = until
-
-    @property
-    def asked(self) -> list[str]:
-        return sorted(ask.owner.node for ask in self.asks)
-
-
-def entry(stamp: int, data: bytes = b"v", *, left: int = 0, flags: int = 0) -> bytes:
-    return pack(version_bytes(stamp, 1), end=left, flags=flags, value=data)
-
+from tests.ring.desk import NAME, Desk, entry
+from tests.ring.log import owner
 
 FUTURE = 1 << 62
 
@@ -288,7 +169,7 @@ def test_a_read_asks_as_few_as_may_do() -> None:
     desk = Desk()
     desk.keeper.replica.store.apply(desk.slot, NAME, entry(5))
 
-    number = desk.get()
+    number = desk.get_in_full()
     [ask] = desk.asks
     desk.answer(ask.owner.node, entry=entry(5))
 
@@ -298,7 +179,7 @@ def test_a_read_asks_as_few_as_may_do() -> None:
 
 def test_a_read_that_is_slow_asks_the_others_too() -> None:
     desk = Desk()
-    desk.get()
+    desk.get_in_full()
 
     desk.wait(0.06)
 
@@ -308,7 +189,7 @@ def test_a_read_that_is_slow_asks_the_others_too() -> None:
 def test_what_two_owners_have_differently_is_made_alike_before_it_is_answered() -> None:
     desk = Desk()
     desk.keeper.replica.store.apply(desk.slot, NAME, entry(5))
-    number = desk.get()
+    number = desk.get_in_full()
     [ask] = desk.asks
 
     desk.answer(ask.owner.node, entry=entry(7))
@@ -323,7 +204,7 @@ def test_a_repair_that_a_promise_forbids_is_decided_by_a_ballot() -> None:
     desk = Desk()
     atomic = entry(5, flags=ATOMIC)
     desk.keeper.replica.store.apply(desk.slot, NAME, atomic)
-    number = desk.get()
+    number = desk.get_in_full()
     [ask] = desk.asks
     desk.answer(ask.owner.node, entry=None)
     [repair] = desk.asks[:1]
@@ -351,7 +232,7 @@ def test_a_repair_that_a_promise_forbids_is_decided_by_a_ballot() -> None:
 def test_a_copy_that_is_not_whole_has_no_vote_and_is_asked_again() -> None:
     desk = Desk(me="d", names="abcd")
     desk.slot = next(s for s in range(SLOTS) if owner("d") not in desk.order(s))
-    number = desk.get()
+    number = desk.get_in_full()
     first, second = desk.asked
     desk.answer(first, Code.UNSYNCED)
     [third] = [o.node for o in desk.order(desk.slot) if o.node not in (first, second)]
@@ -372,7 +253,7 @@ def test_what_only_a_copy_has_that_is_not_whole_has_no_say() -> None:
     """It may have been deleted, and the trace of that be forgotten, while the copy was away."""
     desk = Desk(me="d", names="abcd")
     desk.slot = next(s for s in range(SLOTS) if owner("d") not in desk.order(s))
-    number = desk.get()
+    number = desk.get_in_full()
     desk.answer(desk.asked[0], Code.UNSYNCED, entry(5))
     while desk.asks:
         desk.answer(desk.asked[0])
@@ -415,7 +296,7 @@ def test_at_level_one_what_a_copy_has_that_is_not_whole_is_better_than_nothing()
 def test_a_read_waits_for_the_ring_in_which_its_slot_has_changed() -> None:
     desk = Desk(me="d", names="abcd")
     desk.slot = next(s for s in range(SLOTS) if owner("d") not in desk.order(s))
-    number = desk.get()
+    number = desk.get_in_full()
     name = desk.asked[0]
     desk.answer(name, Code.NEWER_SLOT, revision=2)
     desk.asks.clear()
@@ -598,7 +479,7 @@ def test_an_answer_of_the_wrong_kind_is_no_answer() -> None:
     desk.tell(desk.take("a"), Answer(0, 1, 1))
     assert isinstance(desk.done[number], UncertainError)
 
-    read = desk.get()
+    read = desk.get_in_full()
     [ask] = desk.asks
     desk.tell(desk.take(ask.owner.node), Did(0, 1, 1))
     assert read not in desk.done

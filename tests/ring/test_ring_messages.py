@@ -21,9 +21,11 @@ from microos.ring.messages import (
     Did,
     Do,
     Fetch,
+    Found,
     Prepare,
     Purge,
     Read,
+    Versions,
     Write,
     decode_answer,
     decode_request,
@@ -58,6 +60,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "different": st.lists(slots, max_size=4).map(tuple),
     "unsynced": st.lists(slots, max_size=4).map(tuple),
     "last": st.booleans(),
+    "heads": st.lists(st.just(b"") | st.binary(min_size=17, max_size=17), max_size=4).map(tuple),
     "state": st.binary(max_size=40),
     "error": st.text(max_size=8),
     "reason": st.text(max_size=8),
@@ -70,6 +73,7 @@ OF: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("Purge", "names"): st.lists(st.tuples(names, versions), max_size=4).map(tuple),
     ("Keep", "entries"): st.lists(st.tuples(names, entries), max_size=4).map(tuple),
     ("Entries", "entries"): st.lists(st.tuples(names, entries), max_size=4).map(tuple),
+    ("Versions", "names"): st.lists(st.tuples(slots, names), min_size=1, max_size=4).map(tuple),
     ("Answer", "entry"): st.none() | entries,
     ("Did", "version"): st.just(b"") | versions,
 }
@@ -104,8 +108,8 @@ def test_answers_come_back_and_are_plain_messagepack(message: Any) -> None:
 
 
 def test_kinds_are_numbered_as_documented() -> None:
-    assert [kind.__struct_config__.tag for kind in REQUESTS] == list(range(1, 12))
-    assert [kind.__struct_config__.tag for kind in ANSWERS] == list(range(1, 7))
+    assert [kind.__struct_config__.tag for kind in REQUESTS] == [*range(1, 12), 13]
+    assert [kind.__struct_config__.tag for kind in ANSWERS] == [*range(1, 7), 8]
     assert all(kind.__struct_fields__[:3] == ("boot", "revision", "stamp") for kind in REQUESTS)
     assert all(kind.__struct_fields__[:3] == ("code", "revision", "stamp") for kind in ANSWERS)
 
@@ -148,6 +152,10 @@ def test_a_damaged_message_is_one_or_breaks_the_protocol(message: Any, data: st.
         Compare(1, 1, 1, ((0, 0),) * (limits.RING_SLOTS + 1)),
         Fetch(1, 1, 1, 0, (b"b\0k",) * (limits.KV_PAGE_NAMES + 1)),
         Purge(1, 1, 1, 0, ((b"b\0k", bytes(15)),)),
+        Versions(1, 1, 1, ()),
+        Versions(1, 1, 1, ((limits.RING_SLOTS, b"b\0k"),)),
+        Versions(1, 1, 1, ((0, b"k"),)),
+        Versions(1, 1, 1, ((0, b"b\0k"),) * (limits.KV_TOGETHER + 1)),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -163,6 +171,8 @@ def test_what_is_out_of_bounds_does_not_get_in(message: Any) -> None:
         Answer(0, 1, 1, None, bytes(17)),
         Did(0, 1, 1, bytes(17)),
         Did(0, 1, 1 << 63),
+        Found(0, 1, 1, (bytes(18),)),
+        Found(0, 1, 1, (b"",) * (limits.KV_TOGETHER + 1)),
     ],
 )
 def test_an_answer_out_of_bounds_does_not_get_in(message: Any) -> None:
