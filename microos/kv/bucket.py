@@ -29,8 +29,8 @@ from microos.ring.entry import (
     is_tombstone,
     milliseconds,
     number_of,
+    shown_version_of,
     value_of,
-    version_of,
 )
 from microos.ring.keeper import Keeper
 from microos.ring.ring import seed_of, slot_of
@@ -82,6 +82,7 @@ class Bucket(Generic[T]):
         self._level = _checked_level(consistency)
         self._timeout = timeout
         self._seed = seed_of(name)
+        self._prefix = name_of(name, b"")
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(type)
 
     # Reading.
@@ -104,8 +105,10 @@ class Bucket(Generic[T]):
             NoQuorumError: Too few owners of the key answer.
             RejectedError: What is there is not of this bucket's type.
         """
-        item = await self.read(key, consistency=consistency, timeout=timeout)
-        return None if item is None else item.value
+        entry = await self._read(key, consistency, timeout)
+        if entry is None or is_tombstone(entry):
+            return None
+        return self._decoded(key, value_of(entry))
 
     async def read(
         self,
@@ -124,7 +127,7 @@ class Bucket(Generic[T]):
         left = end_of(entry)
         return Item(
             self._decoded(key, value_of(entry)),
-            number_of(version_of(entry)),
+            number_of(shown_version_of(entry)),
             left / 1000.0 if left else None,
         )
 
@@ -143,7 +146,7 @@ class Bucket(Generic[T]):
         self, key: str | bytes, consistency: Level | None, timeout: float | None
     ) -> bytes | None:
         data = _key(key)
-        slot, name = slot_of(self._seed, data), name_of(self.name, data)
+        slot, name = slot_of(self._seed, data), self._prefix + data
         one, wait = self._is_one(consistency), self._wait(timeout)
 
         def begin(keeper: Keeper, now: float) -> int:
@@ -187,8 +190,7 @@ class Bucket(Generic[T]):
             timeout: Instead of the node's `kv.timeout` [s].
 
         Raises:
-            ConflictError: `exists`, `version`, `absent`: the condition does not hold. While
-                owners change a value may get a new version without a write: look again.
+            ConflictError: `exists`, `version`, `absent`: the condition does not hold.
             NoQuorumError: Too few owners of the key are there; nothing happened.
             UncertainError: Sent, and not acknowledged by enough; `version` says which.
             LimitError: Key or value too long, or the owners are full.
@@ -266,7 +268,7 @@ class Bucket(Generic[T]):
         timeout: float | None,
     ) -> Version:
         data = _key(key)
-        slot, name = slot_of(self._seed, data), name_of(self.name, data)
+        slot, name = slot_of(self._seed, data), self._prefix + data
         one, wait = self._is_one(consistency), self._wait(timeout)
         again = None if version is None else _checked_version(version, least=1)
         if condition is not None and (version is not None or consistency == "one"):

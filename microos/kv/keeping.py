@@ -72,7 +72,10 @@ class Keeping:
         self._participates = participates
         self._clock = kernel.runtime.clock
         self._keeper: Keeper | None = None
-        self._waiting: dict[int, Callable[[object], None]] = {}
+        self._waiting: dict[int, trio.lowlevel.Task | None] = {}
+        """Who waits for an operation; None while its task is not parked yet."""
+        self._results: dict[int, object] = {}
+        """Of operations that are done, until their task goes on."""
         self._later: dict[int, Later] = {}
         self._handle = 0
         self._pumping = False
@@ -187,36 +190,30 @@ class Keeping:
         if keeper is None:
             raise NoQuorumError("the node has not started yet", reason="replicas")
         # Hot path: the task is parked and rescheduled, without an event or a channel.
-        task = trio.lowlevel.current_task()
-        results: list[object] = []
-        parked = False
-
-        def done(result: object) -> None:
-            results.append(result)
-            if parked:
-                trio.lowlevel.reschedule(task)
-
+        waiting = self._waiting
         number = begin(keeper, self._clock.now())
-        self._waiting[number] = done
+        waiting[number] = None
         if keeper.in_flight < TOGETHER_FROM or keeper.has_results:
             self._pump(keeper)
         else:
             self._begun.set()
+        if number in waiting:
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiting.pop(number, None)
-            keeper.cancel(number, self._clock.now())
-            self._pump(keeper)
-            return trio.lowlevel.Abort.SUCCEEDED
+            def abort(_: object) -> trio.lowlevel.Abort:
+                del waiting[number]
+                keeper.cancel(number, self._clock.now())
+                self._pump(keeper)
+                return trio.lowlevel.Abort.SUCCEEDED
 
-        if not results:
-            parked = True
+            waiting[number] = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort)
+            result = self._results.pop(number)
         else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        if isinstance(results[0], MicroosError):
-            raise results[0]
-        return results[0]
+            result = self._results.pop(number)
+            await trio.lowlevel.checkpoint()
+        if isinstance(result, MicroosError):
+            raise result
+        return result
 
     def _request(self, body: bytes, sender: NodeId, later: Later) -> bytes | None:
         """Answer a request of another node.
@@ -265,9 +262,11 @@ class Keeping:
             effects = keeper.take()
             self._send_all(keeper, effects.asks)
             for number, result in effects.done:
-                done = self._waiting.pop(number, None)
-                if done is not None:
-                    done(result)
+                if number in self._waiting:
+                    self._results[number] = result
+                    task = self._waiting.pop(number)
+                    if task is not None:
+                        trio.lowlevel.reschedule(task)
             for handle, answer in effects.answers:
                 self._later.pop(handle)(encode(answer))
             for state in effects.fetched:

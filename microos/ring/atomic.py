@@ -5,8 +5,9 @@
 
 So a later decision always has a higher version than an earlier one, and an old accept that
 comes late is older than what it would undo. What is there without being known to a quorum
-is written again under the own ballot before it counts: with its old version it could come
-after a decision that was made without it.
+is written again under the own ballot before it counts: under its old one it could come after
+a decision that was made without it. Users go on knowing it by the version it was written
+with, which travels along (`entry.py`).
 
 One that was refused somewhere may still have been kept elsewhere: the next try knows its
 earlier ballots and does not do twice what has been done.
@@ -19,11 +20,11 @@ from __future__ import annotations
 from microos import limits
 from microos.errors import ConflictError, MicroosError, UncertainError, by_name
 from microos.ring.entry import (
-    ATOMIC,
-    FLAGS,
     NOTHING,
     is_tombstone,
     number_of,
+    renewed,
+    shown_version_of,
     stamp_of,
     version_bytes,
     version_of,
@@ -157,7 +158,7 @@ class Atomic(Operation):
     def _decide(self, now: float) -> None:
         """Look at what is there, known to a quorum or not, and go on from it."""
         newest = newest_of(self._found.values())
-        version = version_of(newest)
+        version = shown_version_of(newest)
         if self._write is None:
             self._settle(newest, newest, now)
         elif version in self._tried:
@@ -179,12 +180,8 @@ class Atomic(Operation):
         if newest is None or agree.done:
             self.desk.finish(self, outcome)
             return
-        # With the old version it could come after a write that was decided without it.
-        again = self._ballot + newest[len(self._ballot) :]
-        again = again[:FLAGS] + bytes((again[FLAGS] | ATOMIC,)) + again[FLAGS + 1 :]
-        if version_of(newest) in self._tried:
-            self._tried[self._ballot] = None
-            outcome = number_of(self._ballot)
+        # Under its old ballot it could come after a write that was decided without it.
+        again = renewed(newest, self._ballot)
         self._accept(again, again if outcome is newest else outcome, now)
 
     def _accept(self, entry: bytes, outcome: object, now: float) -> None:
@@ -196,7 +193,7 @@ class Atomic(Operation):
     def _conflict(self, newest: bytes | None) -> MicroosError | None:
         """Return why the condition does not hold; None: it does."""
         wanted = self._condition
-        found = number_of(version_of(newest)) if newest and not is_tombstone(newest) else 0
+        found = number_of(shown_version_of(newest)) if newest and not is_tombstone(newest) else 0
         if wanted is None or found == wanted:
             return None
         if wanted == 0:

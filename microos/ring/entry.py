@@ -5,13 +5,16 @@
 | 0 | 8 | stamp of the hybrid logical clock |
 | 8 | 8 | the writer: last 64 bits of its node id |
 | 16 | 6 | end of its life: ms of the keeper's own clock, on the wire ms that are left; 0: none |
-| 22 | 1 | flags: 1 tombstone, 2 atomic |
+| 22 | 1 | flags: 1 tombstone, 2 atomic, 4 renewed |
 | 23 | 1 | format of the value: 1 MessagePack |
-| 24 | … | value |
+| 24 | … | value; of a renewed entry first the 16 bytes of the version it was written with |
 
 Big-endian, so that comparing the first 16 bytes compares versions. Bytes 0–15 and
 everything from 22 on are the same on every copy; the time is rewritten on the way in and
 out, because two clocks have nothing to do with each other.
+
+An entry is *renewed* when an atomic operation had to bring it to a quorum under a ballot of
+its own (`atomic.py`): copies go by that, users by the version it was written with.
 
 One object per value: a tuple or an object with slots costs 100 bytes more.
 """
@@ -29,6 +32,7 @@ FLAGS = 22
 
 TOMBSTONE = 1
 ATOMIC = 2
+RENEWED = 4
 MESSAGEPACK = 1
 TIME_MAX = (1 << 48) - 1
 """Ends of life beyond it are none [ms]."""
@@ -79,6 +83,20 @@ def head_of(entry: bytes | None) -> bytes:
     return NO_HEAD if entry is None else entry[:VERSION] + entry[FLAGS : FLAGS + 1]
 
 
+def shown_version_of(entry: bytes | None) -> bytes:
+    """Return the version users know an entry by: the one it was written with."""
+    if entry is not None and entry[FLAGS] & RENEWED:
+        return entry[HEAD : HEAD + VERSION]
+    return version_of(entry)
+
+
+def renewed(entry: bytes, ballot: bytes) -> bytes:
+    """Return the entry as a ballot brings it to a quorum."""
+    flags = bytes((entry[FLAGS] | ATOMIC | RENEWED,))
+    value = entry[HEAD:] if entry[FLAGS] & RENEWED else entry[:VERSION] + entry[HEAD:]
+    return ballot + entry[VERSION:FLAGS] + flags + entry[FLAGS + 1 : HEAD] + value
+
+
 def number_of(version: bytes) -> Version:
     """Return a version as users see it; 0 is none."""
     return Version(int.from_bytes(version, "big"))
@@ -101,7 +119,7 @@ def end_of(entry: bytes) -> int:
 
 
 def value_of(entry: bytes) -> bytes:
-    return entry[HEAD:]
+    return entry[HEAD + VERSION :] if entry[FLAGS] & RENEWED else entry[HEAD:]
 
 
 def is_newer(entry: bytes, than: bytes | None) -> bool:

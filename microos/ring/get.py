@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from microos import limits
 from microos.ring.entry import version_of
 from microos.ring.messages import Answer, Code, Read, Request, Write
-from microos.ring.operation import Desk, Operation, newest_of
+from microos.ring.operation import NOBODY, Desk, Operation, newest_of
 from microos.ring.quorum import Votes, wanted
 from microos.ring.ring import Chain, Owner
 
@@ -25,11 +25,16 @@ UNDECIDED = object()
 HEDGE = 0.05
 """A read that has no quorum by then asks the other owners as well [s]."""
 
+YIELDS = 4
+YIELD_MIN = 0.005
+"""How often a read lets an atomic write that is under way go on before it outbids it, and the
+least and half the most that it waits at first: it doubles each time [s]."""
+
 
 class Get(Operation):
     """A read. Its result is the entry, a tombstone included, or None."""
 
-    __slots__ = ("_chain", "_found", "_partial", "_repairing", "_rest")
+    __slots__ = ("_chain", "_found", "_partial", "_repairing", "_rest", "_yields")
 
     def __init__(
         self, desk: Desk, number: int, slot: int, name: bytes, *, one: bool, deadline: float
@@ -43,6 +48,7 @@ class Get(Operation):
         """Owners not asked yet."""
         self._repairing: bytes | None = None
         """What is being brought to a quorum before the read is answered."""
+        self._yields = 0
 
     def _begin(self, now: float) -> None:
         self._found.clear()
@@ -62,7 +68,7 @@ class Get(Operation):
         """Return whom to ask first: as few as may do, oneself among them, asked last."""
         me = self.desk.me
         others = [owner for owner in up if owner != me]
-        # So that no owner serves all reads; and first not who was to confirm it (`reads.py`).
+        # So that no owner serves all reads; and first not who was to confirm it (`short.py`).
         at = (self.number + 1) % max(1, len(others))
         order = [me, *others[at:], *others[:at]] if me in up else others[at:] + others[:at]
         if self.one:
@@ -140,7 +146,9 @@ class Get(Operation):
         return votes.possible
 
     def _woken(self, now: float) -> None:
-        if self._repairing is None and self._rest:
+        if self.votes is NOBODY:
+            self.begin(now)
+        elif self._repairing is None and self._rest:
             self._ask_rest(now)
 
     def _expired(self, now: float) -> None:
@@ -176,14 +184,28 @@ class Get(Operation):
 
     def _repaired(self, entry: bytes, owner: Owner, answer: Answer, now: float) -> None:
         if answer.code & Code.REFUSED:
-            # An atomic write is under way: only a ballot above its can say what is true.
-            self.desk.finish(self, UNDECIDED)
+            self._yield(now)
         elif answer.code & Code.FULL:
             self._without(owner, now)
         else:
             self.votes.add(owner)
             if self.votes.done:
                 self.desk.finish(self, entry)
+
+    def _yield(self, now: float) -> None:
+        """Let an atomic write that is under way be done, and look again.
+
+        If it never is, perhaps because its coordinator is gone, only a ballot above its can say
+        what is true. To bid at once would make all readers and the writer refuse each other.
+        """
+        if self._yields == YIELDS:
+            self.desk.finish(self, UNDECIDED)
+            return
+        self._begin_phase()
+        self.votes = NOBODY
+        pause = YIELD_MIN * 2**self._yields
+        self._wake_at(now + pause * (1.0 + self.desk.random.random()))
+        self._yields += 1
 
 
 def _joint(order: list[Owner], chain: Chain) -> list[Owner]:

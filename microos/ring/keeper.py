@@ -50,9 +50,9 @@ from microos.ring.messages import (
 from microos.ring.operation import Operation
 from microos.ring.passes import Handing, Job
 from microos.ring.put import Put
-from microos.ring.reads import Reads
 from microos.ring.replica import Replica
 from microos.ring.ring import Owner, Ring
+from microos.ring.short import Reads, Ways, Writes
 from microos.ring.stamps import Stamps
 from microos.ring.store import Store
 from microos.ring.upkeep import Upkeep
@@ -160,7 +160,9 @@ class Keeper:
         )
         self.now = now
         """Of the turn under way, on this node's clock [s]."""
-        self.reads = Reads(self)
+        self._ways = Ways(self)
+        self.reads = Reads(self, self._ways)
+        self.writes = Writes(self, self._ways)
         self._up: Mapping[NodeId, BootId] = {}
         self._number = 0
         self._token = 0
@@ -221,6 +223,10 @@ class Keeper:
             else version.to_bytes(len(NOTHING), "big")
         )
         entry = _entry(stamped, value, left)
+        if version is None and self.writes.begin(
+            number, slot, name, entry, one=one, deadline=deadline
+        ):
+            return number
         operation = Put(
             self,
             number,
@@ -237,9 +243,7 @@ class Keeper:
     def get(self, slot: int, name: bytes, *, one: bool, deadline: float, now: float) -> int:
         """Begin a read; return its number. Its result is an entry as it travels, or None."""
         number = self._take_number(now)
-        if one and slot in self.replica.synced:
-            self.confirmed(number, self.replica.store.get(slot, name, int(now * 1000.0)))
-        elif one or not self.reads.begin(number, slot, name, deadline):
+        if not self.reads.begin(number, slot, name, one=one, deadline=deadline):
             self._start(Get(self, number, slot, name, one=one, deadline=deadline), now)
         return number
 
@@ -269,6 +273,7 @@ class Keeper:
         """Forget an operation; what it has sent may still be done."""
         self.now = now
         self.reads.forget(number)
+        self.writes.forget(number)
         operation = self._operations.get(number)
         if operation is not None:
             self._forget(operation)
@@ -401,7 +406,7 @@ class Keeper:
                 self._turn(message, now)
             case Up():
                 self._up = message.boots
-                self.reads.moved()
+                self._ways.moved()
 
     def wake(self, now: float) -> None:
         """Do what is due: ends of life, deadlines, pauses that are over, upkeep."""
@@ -415,6 +420,7 @@ class Keeper:
                 operation.wake(now)
                 self._arm(operation)
         self.reads.wake(now)
+        self.writes.wake(now)
         if now >= self.upkeep.deadline:
             self.upkeep.wake(now)
 
@@ -424,14 +430,15 @@ class Keeper:
         return min(
             self._timers.deadline,
             self.reads.deadline,
+            self.writes.deadline,
             self.replica.store.deadline,
             self.upkeep.deadline,
         )
 
     def take(self) -> Effects:
         """Hand over, and forget, everything that is to be done."""
-        if self.reads.has_gathered:
-            self.reads.send()
+        self.reads.send()
+        self.writes.send()
         effects = Effects(
             tuple(self._asks), tuple(self._done), tuple(self._answers), tuple(self._fetched)
         )
@@ -449,6 +456,7 @@ class Keeper:
             or self._answers
             or self._fetched
             or self.reads.has_gathered
+            or self.writes.has_gathered
         )
 
     @property
@@ -494,7 +502,7 @@ class Keeper:
         changed = self.replica.turn(moved.ring, moved.state)
         if not changed:
             return
-        self.reads.moved()
+        self._ways.moved()
         self.upkeep.moved(changed, now)
         for operation in list(self._operations.values()):
             if operation.wants_ring and self.ring.revision >= operation.wants_ring:
@@ -545,17 +553,24 @@ class Keeper:
         deadline, number = relay.deadline, relay.number
         self._decide(number, relay.slot, relay.name, entry, condition, deadline, self.now)
 
-    def confirmed(self, number: int, entry: bytes | None) -> None:
+    def settle(self, number: int, result: object) -> None:
         operation = self._operations.get(number)
         if operation is not None:
-            self.finish(operation, entry)
+            self.finish(operation, result)
         else:
-            at = int(self.now * 1000.0)
-            self._done.append((number, None if entry is None else outgoing(entry, at)))
+            self._done.append((number, self._given(result)))
 
-    def read_in_full(self, number: int, slot: int, name: bytes, deadline: float) -> None:
+    def read_in_full(
+        self, number: int, slot: int, name: bytes, *, one: bool, deadline: float
+    ) -> None:
         if number not in self._operations:
-            self._start(Get(self, number, slot, name, one=False, deadline=deadline), self.now)
+            self._start(Get(self, number, slot, name, one=one, deadline=deadline), self.now)
+
+    def write_in_full(
+        self, number: int, slot: int, name: bytes, entry: bytes, *, one: bool, deadline: float
+    ) -> None:
+        put = Put(self, number, slot, name, entry, one=one, deadline=deadline, was_sent=True)
+        self._start(put, self.now)
 
     def finish(self, operation: Operation, result: object) -> None:
         if operation.number not in self._operations:
@@ -579,10 +594,14 @@ class Keeper:
             if handle:
                 self._answers.append((handle, self._answer_of(result)))
         else:
-            if isinstance(result, bytes):
-                at = int(self.now * 1000.0)
-                result = outgoing(ended(result, at), at)
-            self._done.append((number, result))
+            self._done.append((number, self._given(result)))
+
+    def _given(self, result: object) -> object:
+        """Return a result as a user gets it: of an entry, what is left of its time."""
+        if isinstance(result, bytes):
+            at = int(self.now * 1000.0)
+            return outgoing(ended(result, at), at)
+        return result
 
     def _answer_of(self, result: object) -> Did:
         if isinstance(result, MicroosError):
@@ -621,7 +640,7 @@ class Keeper:
     @property
     def in_flight(self) -> int:
         """Operations begun and not done; a read that goes both ways is two."""
-        return len(self._operations) + len(self.reads)
+        return len(self._operations) + len(self.reads) + len(self.writes)
 
     @property
     def is_settled(self) -> bool:
@@ -635,7 +654,9 @@ class Keeper:
     def check(self) -> None:
         """Assert all invariants. Cost: O(entries)."""
         self.replica.check()
+        self._ways.check()
         self.reads.check()
+        self.writes.check()
         self.upkeep.check()
         assert self._armed.keys() == self._operations.keys()
         assert len(self._timers) == len(self._armed)

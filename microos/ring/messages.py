@@ -22,7 +22,8 @@ MessagePack arrays `[kind, …]`. Every request begins with what all have:
 | 10 | GetRing | the ring you go by | yes |
 | 11 | Do | decide a write under a condition for me | no |
 | 12 | Many | some Read, Write, Prepare and Accept, in order | yes |
-| 13 | Versions | which versions some names have: reads without the values | yes |
+| 13 | ReadMany | the versions of some names, and the entries if wanted | yes |
+| 14 | WriteMany | keep some plain entries where they are newer | yes |
 
 An `Answer` is small and says what the requester must know before it may count it.
 """
@@ -33,11 +34,14 @@ import msgspec
 
 from microos import limits
 from microos.codec import Decoder
-from microos.ring.entry import HEAD
+from microos.ring.entry import HEAD, NO_HEAD, VERSION
 
 _Name = Annotated[bytes, msgspec.Meta(min_length=2, max_length=limits.KV_NAME_MAX)]
 _Version = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-_Entry = Annotated[bytes, msgspec.Meta(min_length=HEAD, max_length=HEAD + limits.KV_VALUE_MAX)]
+_Entry = Annotated[
+    bytes, msgspec.Meta(min_length=HEAD, max_length=HEAD + VERSION + limits.KV_VALUE_MAX)
+]
+HEAD_SIZE = len(NO_HEAD)
 _Slot = Annotated[int, msgspec.Meta(ge=0, lt=limits.RING_SLOTS)]
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
 _Stamp = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -141,9 +145,18 @@ class Do(Request, frozen=True, array_like=True, tag=11, gc=False):
     """How long the asker will wait."""
 
 
-class Versions(Request, frozen=True, array_like=True, tag=13):
+class ReadMany(Request, frozen=True, array_like=True, tag=13):
     names: Annotated[
         tuple[tuple[_Slot, _Name], ...],
+        msgspec.Meta(min_length=1, max_length=limits.KV_TOGETHER),
+    ]
+    whole: bool = False
+    """Entries are wanted, not versions alone."""
+
+
+class WriteMany(Request, frozen=True, array_like=True, tag=14):
+    entries: Annotated[
+        tuple[tuple[_Slot, _Name, _Entry], ...],
         msgspec.Meta(min_length=1, max_length=limits.KV_TOGETHER),
     ]
 
@@ -151,7 +164,7 @@ class Versions(Request, frozen=True, array_like=True, tag=13):
 Single = Read | Write | Prepare | Accept
 """What users' operations ask: one name each, answered by one `Answer`."""
 
-AnyRequest = Single | Compare | List | Fetch | Keep | Purge | GetRing | Do | Versions
+AnyRequest = Single | Compare | List | Fetch | Keep | Purge | GetRing | Do | ReadMany | WriteMany
 
 
 class Many(msgspec.Struct, frozen=True, array_like=True, tag=12):
@@ -231,18 +244,30 @@ class Did(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 
 class Found(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """To Versions: version and flags of each name, in order; empty where this copy has no say."""
+    """To ReadMany: what is here under each name, in order."""
 
     code: int
     revision: _U64
     stamp: _Stamp
     heads: Annotated[
-        tuple[Annotated[bytes, msgspec.Meta(max_length=17)], ...],
+        tuple[Annotated[bytes, msgspec.Meta(max_length=HEAD_SIZE)], ...],
         msgspec.Meta(max_length=limits.KV_TOGETHER),
     ]
+    """Version and flags; empty where this copy has no say."""
+    entries: Annotated[tuple[_Entry | None, ...], msgspec.Meta(max_length=limits.KV_TOGETHER)] = ()
+    """If they are wanted: as many of the first as fit a page."""
 
 
-AnyAnswer = Answer | Compared | Listing | Entries | RingState | Did | Found
+class Kept(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """To WriteMany: a byte of each entry, in order; 0 if it is kept."""
+
+    code: int
+    revision: _U64
+    stamp: _Stamp
+    codes: Annotated[bytes, msgspec.Meta(max_length=limits.KV_TOGETHER)]
+
+
+AnyAnswer = Answer | Compared | Listing | Entries | RingState | Did | Found | Kept
 
 
 class Answers(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -41,20 +41,22 @@ class Put(Operation):
         *,
         one: bool,
         deadline: float,
-        is_repeat: bool,
+        is_repeat: bool = False,
+        was_sent: bool = False,
     ) -> None:
         """Make it.
 
         Args:
             entry: As it travels, with its version; its time begins now.
             is_repeat: The version is that of an earlier call, and stays.
+            was_sent: An owner may have kept it already.
         """
         super().__init__(desk, number, slot, name, one=one, deadline=deadline)
         self._entry = self._taken_in(entry)
         self._newest = NOTHING
         self._is_above = is_repeat
         self._full = False
-        self._sent = False
+        self._sent = was_sent
         """Whether an owner may have kept it, in this try or an earlier one."""
         self.acks = 0
 

@@ -40,14 +40,16 @@ from microos.ring.messages import (
     Found,
     GetRing,
     Keep,
+    Kept,
     List,
     Listing,
     Prepare,
     Purge,
     Read,
+    ReadMany,
     RingState,
-    Versions,
     Write,
+    WriteMany,
 )
 from microos.ring.ring import SLOTS, Owner, Ring
 from microos.ring.stamps import Stamps
@@ -144,8 +146,10 @@ class Replica:
         match request:
             case Read():
                 return self._read(request, now)
-            case Versions():
-                return self._versions(request, now)
+            case ReadMany():
+                return self._read_many(request, now)
+            case WriteMany():
+                return self._write_many(request, now)
             case Write():
                 return self._write(request, now)
             case Prepare():
@@ -189,31 +193,48 @@ class Replica:
         entry = self.store.get(slot, request.name, at)
         return self._answer(code, now, None if entry is None else outgoing(entry, at))
 
-    def _versions(self, request: Versions, now: float) -> Found:
-        ring, revision = self.ring, request.revision
+    def _read_many(self, request: ReadMany, now: float) -> Found:
+        ring, revision, stamp = self.ring, request.revision, self.stamps.peek(now)
         if revision > ring.revision:
-            heads: tuple[bytes, ...] = (b"",) * len(request.names)
-            return Found(Code.BEHIND, ring.revision, self.stamps.peek(now), heads)
+            return Found(Code.BEHIND, ring.revision, stamp, (b"",) * len(request.names))
         store, synced, positions, at = self.store, self.synced, ring.positions, int(now * 1000.0)
+        kept = [store.get(slot, name, at) for slot, name in request.names]
         heads = tuple(
             [
-                head_of(store.get(slot, name, at))
-                if positions[slot] <= revision and slot in synced
-                else b""
-                for slot, name in request.names
+                head_of(entry) if positions[slot] <= revision and slot in synced else b""
+                for entry, (slot, _) in zip(kept, request.names, strict=True)
             ]
         )
-        return Found(Code.OK, ring.revision, self.stamps.peek(now), heads)
+        if not request.whole:
+            return Found(Code.OK, ring.revision, stamp, heads)
+        size = 0
+        entries: list[bytes | None] = []
+        for entry in kept:
+            size += len(entry or b"")
+            if entries and size > limits.KV_PAGE_BYTES:
+                break
+            entries.append(None if entry is None else outgoing(entry, at))
+        return Found(Code.OK, ring.revision, stamp, heads, tuple(entries))
+
+    def _write_many(self, request: WriteMany, now: float) -> Kept:
+        ring, revision, positions = self.ring, request.revision, self.ring.positions
+        codes = bytearray()
+        for slot, name, entry in request.entries:
+            refused = self.take(slot, name, entry, now, bows=False)
+            code = Code.NEWER_SLOT if positions[slot] > revision else Code.OK
+            codes.append(code if refused is None else code | refused[0])
+        code = Code.BEHIND if revision > ring.revision else Code.OK
+        return Kept(code, ring.revision, self.stamps.peek(now), bytes(codes))
 
     def _write(self, request: Write, now: float) -> Answer:
         slot, name = request.slot, request.name
         code = self._code(slot, request.revision)
-        newer = self._take(slot, name, request.entry, now, bows=request.repair)
+        newer = self.take(slot, name, request.entry, now, bows=request.repair)
         if newer is None:
             return self._answer(code, now)
         return self._answer(code | newer[0], now, *newer[1:])
 
-    def _take(
+    def take(
         self, slot: int, name: bytes, entry: bytes, now: float, *, bows: bool
     ) -> tuple[int, bytes | None, bytes] | None:
         """Keep an entry that has come, if it is newer; return why not: code, entry, ballot."""
@@ -262,7 +283,7 @@ class Replica:
         kept = self.store.get(slot, name, int(now * 1000.0))
         if kept is not None and is_atomic(kept) and version_of(kept) > ballot:
             return self._answer(Code.REFUSED, now, promised=version_of(kept))
-        refused = self._take(slot, name, request.entry, now, bows=False)
+        refused = self.take(slot, name, request.entry, now, bows=False)
         if refused is not None and refused[0] == Code.FULL:
             return self._answer(Code.FULL, now)
         # A plain write that is newer stands after this one, and hides it.
@@ -328,7 +349,7 @@ class Replica:
         """Keep what every owner is to have: plain entries and tombstones."""
         code = self._code(request.slot, request.revision)
         for name, entry in request.entries:
-            refused = self._take(request.slot, name, entry, now, bows=True)
+            refused = self.take(request.slot, name, entry, now, bows=True)
             if refused is not None and refused[0] != Code.NEWER_VERSION:
                 code |= refused[0]
         return self._answer(code, now)
@@ -340,7 +361,7 @@ class Replica:
             bows: In a settled slot an atomic entry that is not at a quorum must not get there
                 while a newer ballot is promised. While the slot is joint, current decides.
         """
-        refused = self._take(slot, name, entry, now, bows=bows)
+        refused = self.take(slot, name, entry, now, bows=bows)
         return refused is None or refused[0] != Code.REFUSED
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from microos.codec import Decoder, encode
 from microos.errors import ConflictError, MicroosError, UnavailableError
-from microos.ring.entry import is_tombstone, number_of, value_of, version_of
+from microos.ring.entry import is_tombstone, number_of, shown_version_of, value_of, version_of
 from microos.ring.keeper import Keeper
 from microos.ring.ring import seed_of, slot_of
 from microos.ring.store import name_of
@@ -60,7 +60,9 @@ class KvOperation(msgspec.Struct):
     """`ok`, `conflict`, `unavailable` (nothing happened), `uncertain`; empty: unknown."""
     error: str = ""
     version: int = 0
-    """Written, or found; 0: there was nothing."""
+    """Of what was written or found, as copies go by it; 0: there was nothing."""
+    shown: int = 0
+    """The version users know it by."""
     found: int | None = None
     """Of a read: the number of the operation whose value it found."""
     is_gone: bool = False
@@ -249,7 +251,7 @@ class Customers:
             operation.outcome = "ok"
             self._note(operation, result)
             gone = operation.is_gone or operation.kind == "delete"
-            self._known[operation.key] = 0 if gone else operation.version
+            self._known[operation.key] = 0 if gone else operation.shown
         what = f"{operation.kind} {operation.outcome}"
         self._world.sometimes(f"kv.{what}")
         self._world.trace("kv", operation.client, what, operation.version.to_bytes(16, "big"))
@@ -257,10 +259,11 @@ class Customers:
 
     def _note(self, operation: KvOperation, result: object) -> None:
         if isinstance(result, int):
-            operation.version = result
+            operation.version = operation.shown = result
             return
         assert result is None or isinstance(result, bytes)
         operation.version = number_of(version_of(result))
+        operation.shown = number_of(shown_version_of(result))
         operation.is_gone = result is None or is_tombstone(result)
         if result is not None and not operation.is_gone:
             operation.found = int(msgspec.msgpack.decode(value_of(result)))

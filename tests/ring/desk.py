@@ -35,12 +35,17 @@ def moved(*epochs: str) -> Moved:
 class Desk:
     """One keeper and what it wants done."""
 
-    def __init__(self, me: str = "a", names: str = "abc", up: str | None = None) -> None:
+    def __init__(
+        self, me: str = "a", names: str = "abc", up: str | None = None, *, short: bool = False
+    ) -> None:
+        """Make it; unless `short`, reads and writes go the long way (`ring/short.py`)."""
         self.now = 100.0
         self._epochs: tuple[str, ...] = (names,)
         self.keeper = Keeper(
             owner(me), SETTINGS, random=random.Random(1), now=self.now, wall=1_700_000_000.0
         )
+        if not short:
+            self.keeper._ways._find = lambda slot: None  # type: ignore[method-assign]
         self.up(names if up is None else up)
         self.keeper.receive(moved(names), self.now)
         self.slot = next(s for s in range(SLOTS) if self.order(s)[0] == owner(names[0]))
@@ -75,13 +80,6 @@ class Desk:
 
     def get(self, *, one: bool = False) -> int:
         number = self.keeper.get(self.slot, NAME, one=one, deadline=self.now + 2.0, now=self.now)
-        self.perform()
-        return number
-
-    def get_in_full(self) -> int:
-        """Begin a read that compares entries, without the short way of `reads.py`."""
-        number = self.keeper._take_number(self.now)
-        self.keeper.read_in_full(number, self.slot, NAME, self.now + 2.0)
         self.perform()
         return number
 

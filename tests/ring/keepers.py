@@ -16,7 +16,7 @@ import msgspec
 
 from microos.codec import encode
 from microos.errors import MicroosError
-from microos.ring.entry import is_tombstone, number_of, value_of, version_of
+from microos.ring.entry import is_tombstone, number_of, shown_version_of, value_of, version_of
 from microos.ring.epochs import Done, RingState, apply, frozen
 from microos.ring.keeper import Ask, Keeper, KeeperSettings, Moved, Silent, Told, Up
 from microos.ring.messages import decode_answer, decode_request
@@ -421,6 +421,7 @@ class World:
             for part, names in (
                 (node.keeper, of_keeper),
                 (node.keeper.reads, ("_waiting", "_gathered")),
+                (node.keeper.writes, ("_waiting", "_gathered")),
                 (node.keeper.upkeep, of_upkeep),
             )
             for name in names
@@ -446,7 +447,7 @@ class World:
 def version(entry: object) -> int:
     """Return the version of what a read gave."""
     assert entry is None or isinstance(entry, bytes)
-    return number_of(version_of(entry))
+    return number_of(shown_version_of(entry))
 
 
 def value(entry: object) -> int | None:
@@ -455,6 +456,14 @@ def value(entry: object) -> int | None:
     if entry is None or is_tombstone(entry):
         return None
     return int(msgspec.msgpack.decode(value_of(entry)))
+
+
+def _order(result: object) -> int:
+    """Return by what copies order it."""
+    if isinstance(result, int):
+        return result
+    assert result is None or isinstance(result, bytes)
+    return number_of(version_of(result))
 
 
 Losses = Mapping[int, Sequence[tuple[float, float]]]
@@ -475,7 +484,7 @@ def judge(history: list[Operation], losses: Losses | None = None) -> list[str]:
         for o in sorted(mine, key=lambda o: o.ended):
             if isinstance(o.result, MicroosError):
                 continue
-            found = version(o.result) if o.kind == "get" else int(o.result)  # type: ignore[call-overload]
+            found = _order(o.result)
             known = max(
                 (
                     v

@@ -13,6 +13,7 @@ from microos.ring.entry import (
     HEAD,
     TIME_MAX,
     TOMBSTONE,
+    VERSION,
     end_of,
     ended,
     incoming,
@@ -23,6 +24,8 @@ from microos.ring.entry import (
     number_of,
     outgoing,
     pack,
+    renewed,
+    shown_version_of,
     stamp_of,
     tombstone,
     value_of,
@@ -55,6 +58,22 @@ def test_the_layout_is_as_documented() -> None:
     assert entry.hex(" ", 1) == (
         "00 00 00 00 00 00 01 02 00 00 00 00 00 00 03 04 00 00 00 00 05 06 02 01 76 61 6c 75 65"
     )
+
+
+@given(entries, st.lists(versions, min_size=1, max_size=3))
+def test_a_renewed_entry_goes_by_its_ballot_and_is_known_by_the_version_it_was_written_with(
+    entry: bytes, ballots: list[bytes]
+) -> None:
+    again = entry
+    for ballot in ballots:
+        again = renewed(again, ballot)
+
+    assert version_of(again) == ballots[-1]
+    assert shown_version_of(again) == shown_version_of(entry) == version_of(entry)
+    assert is_atomic(again)
+    assert is_tombstone(again) == is_tombstone(entry)
+    assert (end_of(again), value_of(again)) == (end_of(entry), value_of(entry))
+    assert len(again) == len(entry) + VERSION
 
 
 @given(stamps, writers, ends, flags, st.binary(max_size=100))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from microos import limits
 from microos.codec import encode
 from microos.errors import RemoteProtocolError
-from microos.ring.entry import HEAD
+from microos.ring.entry import HEAD, VERSION
 from microos.ring.messages import (
     Answer,
     AnyAnswer,
@@ -22,11 +22,13 @@ from microos.ring.messages import (
     Do,
     Fetch,
     Found,
+    Kept,
     Prepare,
     Purge,
     Read,
-    Versions,
+    ReadMany,
     Write,
+    WriteMany,
     decode_answer,
     decode_request,
 )
@@ -60,6 +62,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "different": st.lists(slots, max_size=4).map(tuple),
     "unsynced": st.lists(slots, max_size=4).map(tuple),
     "last": st.booleans(),
+    "whole": st.booleans(),
+    "codes": st.binary(max_size=limits.KV_TOGETHER),
     "heads": st.lists(st.just(b"") | st.binary(min_size=17, max_size=17), max_size=4).map(tuple),
     "state": st.binary(max_size=40),
     "error": st.text(max_size=8),
@@ -73,7 +77,11 @@ OF: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("Purge", "names"): st.lists(st.tuples(names, versions), max_size=4).map(tuple),
     ("Keep", "entries"): st.lists(st.tuples(names, entries), max_size=4).map(tuple),
     ("Entries", "entries"): st.lists(st.tuples(names, entries), max_size=4).map(tuple),
-    ("Versions", "names"): st.lists(st.tuples(slots, names), min_size=1, max_size=4).map(tuple),
+    ("ReadMany", "names"): st.lists(st.tuples(slots, names), min_size=1, max_size=4).map(tuple),
+    ("WriteMany", "entries"): st.lists(
+        st.tuples(slots, names, entries), min_size=1, max_size=4
+    ).map(tuple),
+    ("Found", "entries"): st.lists(st.none() | entries, max_size=4).map(tuple),
     ("Answer", "entry"): st.none() | entries,
     ("Did", "version"): st.just(b"") | versions,
 }
@@ -108,8 +116,8 @@ def test_answers_come_back_and_are_plain_messagepack(message: Any) -> None:
 
 
 def test_kinds_are_numbered_as_documented() -> None:
-    assert [kind.__struct_config__.tag for kind in REQUESTS] == [*range(1, 12), 13]
-    assert [kind.__struct_config__.tag for kind in ANSWERS] == [*range(1, 7), 8]
+    assert [kind.__struct_config__.tag for kind in REQUESTS] == [*range(1, 12), 13, 14]
+    assert [kind.__struct_config__.tag for kind in ANSWERS] == [*range(1, 7), 8, 9]
     assert all(kind.__struct_fields__[:3] == ("boot", "revision", "stamp") for kind in REQUESTS)
     assert all(kind.__struct_fields__[:3] == ("code", "revision", "stamp") for kind in ANSWERS)
 
@@ -146,16 +154,19 @@ def test_a_damaged_message_is_one_or_breaks_the_protocol(message: Any, data: st.
         Read(1, 1, 1, 0, bytes(limits.KV_NAME_MAX + 1)),
         Read(1, 1, 1 << 63, 0, b"b\0k"),
         Write(1, 1, 1, 0, b"b\0k", bytes(HEAD - 1)),
-        Write(1, 1, 1, 0, b"b\0k", bytes(HEAD + limits.KV_VALUE_MAX + 1)),
+        Write(1, 1, 1, 0, b"b\0k", bytes(HEAD + VERSION + limits.KV_VALUE_MAX + 1)),
         Prepare(1, 1, 1, 0, b"b\0k", bytes(15)),
         Do(1, 1, 1, 0, b"b\0k", bytes(HEAD), bytes(17), 1),
         Compare(1, 1, 1, ((0, 0),) * (limits.RING_SLOTS + 1)),
         Fetch(1, 1, 1, 0, (b"b\0k",) * (limits.KV_PAGE_NAMES + 1)),
         Purge(1, 1, 1, 0, ((b"b\0k", bytes(15)),)),
-        Versions(1, 1, 1, ()),
-        Versions(1, 1, 1, ((limits.RING_SLOTS, b"b\0k"),)),
-        Versions(1, 1, 1, ((0, b"k"),)),
-        Versions(1, 1, 1, ((0, b"b\0k"),) * (limits.KV_TOGETHER + 1)),
+        ReadMany(1, 1, 1, ()),
+        ReadMany(1, 1, 1, ((limits.RING_SLOTS, b"b\0k"),)),
+        ReadMany(1, 1, 1, ((0, b"k"),)),
+        ReadMany(1, 1, 1, ((0, b"b\0k"),) * (limits.KV_TOGETHER + 1)),
+        WriteMany(1, 1, 1, ()),
+        WriteMany(1, 1, 1, ((0, b"b\0k", bytes(HEAD - 1)),)),
+        WriteMany(1, 1, 1, ((0, b"b\0k", bytes(HEAD)),) * (limits.KV_TOGETHER + 1)),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -173,6 +184,8 @@ def test_what_is_out_of_bounds_does_not_get_in(message: Any) -> None:
         Did(0, 1, 1 << 63),
         Found(0, 1, 1, (bytes(18),)),
         Found(0, 1, 1, (b"",) * (limits.KV_TOGETHER + 1)),
+        Found(0, 1, 1, (b"",), (bytes(HEAD - 1),)),
+        Kept(0, 1, 1, bytes(limits.KV_TOGETHER + 1)),
     ],
 )
 def test_an_answer_out_of_bounds_does_not_get_in(message: Any) -> None:

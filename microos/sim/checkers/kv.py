@@ -8,6 +8,7 @@
 | kv.absent_once | of two writes over nothing there is a delete between |
 | kv.no_effect | what was said not to have happened is never read |
 | kv.provenance | what is read was written, to this key, and one version is one value |
+| kv.version | what was acknowledged is known by the version it was acknowledged with |
 | kv.settled, kv.copies, kv.lost | at the end slots are settled, copies equal and newest |
 | kv.service, kv.deadline | in the quiet tail operations succeed; each ends by its deadline |
 
@@ -66,8 +67,8 @@ class KvChecker:
         """Of each key the operations that bind, in order of their end; with the newest so far."""
         self._value_of: dict[tuple[bytes, int], int] = {}
         """(key, version): the number of the operation whose value that is."""
-        self._over: dict[int, KvOperation] = {}
-        """By the number of a value: the write that took place over it."""
+        self._over: dict[tuple[bytes, int], KvOperation] = {}
+        """By key and version: the write that took place over it."""
         self._seen: dict[int, KvOperation] = {}
         """By the number of a value: the first read of it."""
 
@@ -142,12 +143,21 @@ class KvChecker:
             self._fail("provenance", f"{read} found what was written by {writer}")
         if writer.outcome in ("unavailable", "conflict"):
             self._fail("no_effect", f"{read} found what did not happen: {writer}")
+        if (
+            writer.outcome == "ok"
+            and writer.ended_ns is not None
+            and writer.ended_ns < read.begun_ns
+            and not (read.one or writer.one)
+            and self._binds(writer)
+            and writer.shown != read.shown
+        ):
+            self._fail("version", f"{read} found another version of {writer}")
         self._seen.setdefault(read.found, read)
         self._name(read, read.found)
 
     def _name(self, operation: KvOperation, value: int) -> None:
         """One version is one value."""
-        known = self._value_of.setdefault((operation.key, operation.version), value)
+        known = self._value_of.setdefault((operation.key, operation.shown), value)
         if known != value:
             self._fail("provenance", f"{operation}: value {value}, that version was {known}")
 
@@ -196,12 +206,10 @@ class KvChecker:
     def _conditional(self, write: KvOperation) -> None:
         """A version is written over once; between two writes over nothing there is a delete."""
         if write.condition:
-            # One that was met in a refusal alone goes by itself.
-            value = self._value_of.get((write.key, write.condition), write.condition)
-            other = self._over.get(value)
+            other = self._over.get((write.key, write.condition))
             if other is not None and self._binds(other):
                 self._fail("written_twice", f"{other}, then {write}")
-            self._over[value] = write
+            self._over[write.key, write.condition] = write
             return
         for other in self._of[write.key]:
             took = other.outcome == "ok" and other.condition == 0 and other.kind == "put"
