@@ -134,6 +134,7 @@ class Visitors:
         try:
             await self._act(operation)
             operation.outcome = "ok"
+            operation.shown = operation.version
             gone = operation.is_gone or operation.kind == "delete"
             self._known[operation.key] = 0 if gone else operation.version
         except MicroosError as error:
@@ -141,8 +142,9 @@ class Visitors:
             operation.outcome = "uncertain"
             if isinstance(error, ConflictError):
                 operation.outcome = "conflict"
-                if error.reason == "absent":
-                    self._known[operation.key] = 0
+                found = error.facts.get("version", 0)
+                assert isinstance(found, int)
+                self._known[operation.key] = found
             elif isinstance(error, UnavailableError):
                 operation.outcome = "unavailable"
         operation.ended_ns = self._world.now

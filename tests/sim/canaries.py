@@ -59,7 +59,18 @@ def first(known: int, tries: int) -> tuple[int, ...]:
     return (known, *(n for n in range(tries) if n != known))[:tries]
 
 
-KV_BREACH = ("safety kv.hidden", "safety kv.stale_read", "safety kv.order", "safety kv.lost")
+KV_BREACH = tuple(
+    f"safety kv.{invariant}"
+    for invariant in (
+        "hidden",
+        "stale_read",
+        "order",
+        "lost",
+        "written_twice",
+        "absent_once",
+        "version",
+    )
+)
 """How it shows that the store has broken its word."""
 
 CANARIES = (
@@ -278,8 +289,38 @@ CANARIES = (
         ),
         replacement="        kept",
         world="contended",
-        dies=("safety kv.written_twice", "safety kv.absent_once", *KV_BREACH),
+        dies=KV_BREACH,
         worlds=first(1, 30),
+    ),
+    Canary(
+        name="renews-a-value-under-another-version",
+        breaks="What is brought to a quorum by a ballot is known by that ballot.",
+        module="microos.ring.entry",
+        text="else entry[:VERSION] + entry[HEAD:]\n    return ballot",
+        replacement="else ballot + entry[HEAD:]\n    return ballot",
+        world="moving",
+        dies=("safety kv.version", "safety kv.provenance"),
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="takes-another-version-for-a-confirmation",
+        breaks="A read ends with the own copy whatever another owner has.",
+        module="microos.ring.short",
+        text="            if head == head_of(entry):",
+        replacement="            if head:",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
+    ),
+    Canary(
+        name="is-content-with-one-acknowledgement",
+        breaks="A write goes the short way with one acknowledgement though two are wanted.",
+        module="microos.ring.short",
+        text="                write.needed -= 1\n",
+        replacement="                write.needed = 0\n",
+        world="moving",
+        dies=KV_BREACH,
+        worlds=first(0, 30),
     ),
     Canary(
         name="reads-current-alone",

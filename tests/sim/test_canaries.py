@@ -10,7 +10,7 @@ import pytest
 
 from tests.sim.canaries import CANARIES, Canary, in_fresh_process, mutated
 
-WANTED = 10
+WANTED = 30
 """So many canaries at least."""
 
 
