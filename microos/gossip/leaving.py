@@ -14,6 +14,9 @@ from microos.gossip.members import Entry, State
 from microos.gossip.prober import Prober
 from microos.types import BootId
 
+LEFT_TOLD = 8
+"""So many that have left may still be there to hear of it; nobody waits for their answer."""
+
 
 class Leaving:
     """A leave being told."""
@@ -28,12 +31,19 @@ class Leaving:
         self._until = inf
 
     def begin(self, now: float) -> None:
-        """Tell up to three others that we have left."""
+        """Tell up to three others that we have left, and in passing some that leave as well.
+
+        If all leave at once those who are still there wait for the last to say so.
+        """
         peers = self._desk.pick(3, lambda entry: entry.state is State.ALIVE)
         self._pings = {}
         self._acks = {}
         self._wanted = len(peers)
         self._until = now + self._desk.settings.leave_timeout
+        desk = self._desk
+        left = [e for e in desk.table.entries.values() if e.state is State.LEFT and e is not desk.me]
+        for entry in desk.random.sample(left, min(LEFT_TOLD, len(left))):
+            desk.out.say(entry.address, desk.own_news())
         self._tell(peers, now)
 
     def cancel(self) -> None:

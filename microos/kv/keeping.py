@@ -146,8 +146,11 @@ class Keeping:
             keeper.leave(self._clock.now())
             self._alarm.moved()
             others = [member for member in keeper.ring.members if member.node != keeper.me.node]
-            if not any(keeper.is_up(member.owner) for member in others):
-                return
+            if not any(
+                keeper.is_up(member.owner) and self._kernel.takes_part(member.node)
+                for member in others
+            ):
+                return  # Nobody stays to take it over.
             if not keeper.ring.slots_of(keeper.me) and not keeper.upkeep.foreign:
                 return
             await self._clock.sleep_until(self._clock.now() + LOOK)

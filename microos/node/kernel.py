@@ -92,6 +92,9 @@ class Kernel(Protocol):
     def on_ring(self, told: Callable[[], None]) -> None:
         """Call `told` after each change of `ring()`."""
 
+    def takes_part(self, node: NodeId) -> bool:
+        """Return whether a node says that it is to own slots; one that leaves says no."""
+
     def report(self, report: Report) -> None:
         """Tell the leader which copies of this node are whole."""
 

@@ -761,6 +761,9 @@ class Lifecycle:
     def ring(self) -> tuple[Ring, RingState]:
         return self._ownership.ring(), self._ownership.state
 
+    def takes_part(self, node: NodeId) -> bool:
+        return self._participation.takes_part(node)
+
     def on_ring(self, told: Callable[[], None]) -> None:
         self._on_ring.append(told)
 

@@ -94,6 +94,14 @@ class Participation:
         """Say that it takes part no more."""
         self._say(STATE_RING, encode(Word(False)))
 
+    def takes_part(self, node: NodeId) -> bool:
+        """Return whether a node says that it takes part."""
+        for member in self._members():
+            if member.node == node:
+                word = self._word(member)
+                return word is not None and word.participate
+        return False
+
     def _seen(self) -> Seen:
         """Return the members as the planner wants them."""
         views = []

@@ -319,6 +319,22 @@ def test_whoever_leaves_is_left_never_dead_and_three_may_become_one(seed: int) -
     run_cluster(scenario, 3, seed=seed)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_when_all_leave_at_once_none_waits_to_hand_over_to_the_others(seed: int) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.ready()
+        for node in cluster.nodes:
+            await node.kv.wait_ready()
+        await cluster[0].kv.bucket("things", int).put("k", 1)
+        begun = cluster.now
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(cluster.leave, number)
+        assert cluster.now - begun < 3.0
+
+    run_cluster(scenario, 3, seed=seed)
+
+
 def test_a_voter_that_leaves_is_replaced_at_once() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.ready()
