@@ -253,6 +253,70 @@ def test_what_is_cancelled_leaves_nothing_behind(seed: int) -> None:
     run_cluster(scenario, 3, seed=seed, services=work)
 
 
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope of the current task when that stops at a checkpoint for the nth time."""
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self.left = step
+        self._scope = scope
+        self._task = trio.lowlevel.current_task()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self.left -= 1
+            if self.left == 0:
+                self._scope.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.prop
+@pytest.mark.criterion("GEN-5")
+@pytest.mark.parametrize("do", DEEDS)
+def test_what_is_cancelled_at_any_of_its_checkpoints_leaves_nothing_behind(
+    do: Callable[[Node, int], Awaitable[None]],
+) -> None:
+    """Each deed again and again: cancelled at its first checkpoint, at its second, and so on."""
+    work = Work(0, 1, 2)
+    steps = cancelled = 0
+
+    async def scenario(cluster: Cluster) -> None:
+        nonlocal steps, cancelled
+        await work.known(cluster)
+        node = cluster[0]
+        for id in range(3):  # Opens sessions and links.
+            with trio.move_on_after(1.0):
+                await do(node, id)
+        await trio.sleep(20.0)
+        living = tasks()
+
+        was_reached = True
+        while was_reached:
+            steps += 1
+            with trio.CancelScope(deadline=trio.current_time() + 1.0) as scope:
+                instrument = CancelAtStep(scope, steps)
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    await do(node, 1000 + steps)
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+            was_reached = instrument.left <= 0
+            cancelled += scope.cancelled_caught and was_reached
+            assert node.kv._keeping.keeper.in_flight == 0
+            assert {i.in_flight for i in node.router.statistics().instances} <= {0}
+            node._lifecycle.calls.check()
+
+        await trio.sleep(20.0)
+        await cluster.wait_until(lambda: not kept(cluster) and tasks() <= living, 10.0)
+        for number in range(4):
+            async with node.sync.lock(f"lock-{number}", wait=0.0):
+                pass
+
+    run_cluster(scenario, 3, seed=6, services=work)
+
+    assert cancelled >= 1
+    assert steps >= 2
+
+
 @pytest.mark.slow
 @pytest.mark.prop
 @pytest.mark.criterion("GEN-5")
