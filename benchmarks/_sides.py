@@ -22,11 +22,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import _picture
 import msgspec
+from _picture import RESULTS
 
 SEED = 1
 
-RESULTS = Path(__file__).parent / "results"
 
 Work = Callable[[int], Awaitable[object]]
 """Does operation number n once."""
@@ -278,4 +279,5 @@ def run(
     print("\n".join(map(as_json, found)) if options.json else f"\n{text}")
     if options.save:
         (RESULTS / result).write_text(text, encoding="utf-8")
+        _picture.save()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -26,6 +27,17 @@ def test_the_manuals_are_current(tmp_path: Path) -> None:
     for made in sorted(tmp_path.glob("*.md")):
         kept = (ROOT / "docs" / made.name).read_text(encoding="utf-8")
         assert kept == made.read_text(encoding="utf-8"), f"docs/{made.name}: run `make docs`"
+
+
+def test_the_picture_of_ratios_shows_the_saved_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    picture = importlib.import_module("_picture")
+
+    claims = picture.bars()
+
+    assert len(claims) >= 8
+    kept = (ROOT / "benchmarks" / "results" / "ratios.svg").read_text(encoding="utf-8")
+    assert kept == picture.drawn(claims), "run benchmarks/_picture.py"
 
 
 @pytest.mark.slow
