@@ -41,7 +41,9 @@ class Leaving:
         self._wanted = len(peers)
         self._until = now + self._desk.settings.leave_timeout
         desk = self._desk
-        left = [e for e in desk.table.entries.values() if e.state is State.LEFT and e is not desk.me]
+        left = [
+            e for e in desk.table.entries.values() if e.state is State.LEFT and e is not desk.me
+        ]
         for entry in desk.random.sample(left, min(LEFT_TOLD, len(left))):
             desk.out.say(entry.address, desk.own_news())
         self._tell(peers, now)

@@ -23,7 +23,7 @@ UNDECIDED = object()
 
 
 HEDGE = 0.05
-"""A read that has no quorum by then asks the other owners as well [s]."""
+"""A read that has no quorum by then asks the other owners as well, at the earliest [s]."""
 
 YIELDS = 4
 YIELD_MIN = 0.005
@@ -61,7 +61,7 @@ class Get(Operation):
             return
         first = self._first(up, chain)
         self._rest = [owner for owner in up if owner not in first]
-        self._wake_at(now + HEDGE)
+        self._wake_at(now + self.desk.patience)
         self._ask_all(first, now)
 
     def _first(self, up: Sequence[Owner], chain: Chain) -> list[Owner]:

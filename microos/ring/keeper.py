@@ -190,6 +190,10 @@ class Keeper:
     def ring(self) -> Ring:
         return self.replica.ring
 
+    @property
+    def patience(self) -> float:
+        return self.reads.patience
+
     # Requests of users.
 
     def put(

@@ -43,6 +43,10 @@ class Desk(Protocol):
     now: float
 
     @property
+    def patience(self) -> float:
+        """How long a read waits before it asks further owners [s]."""
+
+    @property
     def ring(self) -> Ring: ...
 
     def ask(self, operation: Operation, owner: Owner, request: Request) -> None:

@@ -38,7 +38,13 @@ from microos.ring.ring import Owner
 W = TypeVar("W")
 
 RESEND = 0.25
-"""A write that has too few acknowledgements by then goes the long way [s]."""
+"""A write that has too few acknowledgements by then goes the long way, at the earliest [s]."""
+
+SLOW = 3.0
+"""An answer is late once it has taken this many times as long as answers usually do."""
+
+USUAL_MAX = 0.3
+"""What is usual is no longer than this, however long answers take [s]."""
 
 
 class Desk(Protocol):
@@ -115,19 +121,24 @@ class Ways:
 class Batch:
     """What one owner is asked at once."""
 
-    __slots__ = ("_sending", "at", "numbers", "revision")
+    __slots__ = ("_sending", "at", "numbers", "revision", "sent")
 
-    def __init__(self, sending: Sending[Any], numbers: list[int], revision: int, at: float) -> None:
+    def __init__(
+        self, sending: Sending[Any], numbers: list[int], revision: int, sent: float, at: float
+    ) -> None:
         self._sending = sending
         self.numbers = numbers
         """Of what it is asked for, in order; none once there is an answer."""
         self.revision = revision
         """Of the ring they go by."""
+        self.sent = sent
         self.at = at
         """When those without an answer go the long way [s]."""
 
     def answered(self, owner: Owner, answer: AnyAnswer | None, now: float) -> None:
         numbers, self.numbers = self.numbers, []
+        if answer is not None:
+            self._sending.took(now - self.sent)
         self._sending.answered(numbers, answer, self.revision, now)
 
 
@@ -135,19 +146,30 @@ class Sending(Generic[W]):
     """What reads and writes share: what is gathered for one owner in one turn travels together.
 
     Args:
-        patience: How long a batch may be without an answer [s].
+        patience: How long a batch may be without an answer; longer where answers take long [s].
     """
 
     def __init__(self, desk: Desk, ways: Ways, patience: float) -> None:
         self._desk = desk
         self._ways = ways
         self._patience = patience
+        self._usual = 0.0
+        """How long answers take, smoothed [s]."""
         self._waiting: dict[int, W] = {}
         """What is not done yet and goes this way, by number."""
         self._gathered: dict[tuple[Owner, bool], tuple[list[int], list[Any]]] = {}
         """Numbers and items still to be sent, by whom they are for, and whether all is wanted."""
         self._batches: deque[Batch] = deque()
         """Those whose time is still to come, earliest first."""
+
+    @property
+    def patience(self) -> float:
+        """How long to wait for an answer before somebody else is asked [s]."""
+        return max(self._patience, SLOW * self._usual)
+
+    def took(self, seconds: float) -> None:
+        """Take note of how long an answer took."""
+        self._usual += (min(seconds, USUAL_MAX) - self._usual) / 8.0
 
     def _gather(self, owner: Owner, whole: bool, number: int, item: Any) -> None:
         found = self._gathered.get((owner, whole))
@@ -160,11 +182,13 @@ class Sending(Generic[W]):
     def send(self) -> None:
         """Send what has been gathered, in pages."""
         gathered, self._gathered = self._gathered, {}
-        desk, at = self._desk, self._desk.now + self._patience
+        desk, at = self._desk, self._desk.now + self.patience
+        if self._batches:
+            at = max(at, self._batches[-1].at)  # In order, though patience changes.
         revision, stamp = desk.replica.ring.revision, desk.stamp()
         for (owner, whole), (numbers, items) in gathered.items():
             for start, end in _pages([self._size(item) for item in items]):
-                batch = Batch(self, numbers[start:end], revision, at)
+                batch = Batch(self, numbers[start:end], revision, desk.now, at)
                 self._batches.append(batch)
                 those = tuple(items[start:end])
                 desk.ask_for(batch, owner, self._request(owner, revision, stamp, those, whole))
@@ -239,7 +263,7 @@ class Reads(Sending[Reading]):
     def begin(self, number: int, slot: int, name: bytes, *, one: bool, deadline: float) -> bool:
         """Begin a read; return False if it must go the long way. Cost: 1 µs."""
         desk, way = self._desk, self._ways.of(slot)
-        if way is None or deadline < desk.now + HEDGE:
+        if way is None or deadline < desk.now + self.patience:
             return False
         own, others = way.own, way.others
         if own and slot not in desk.replica.synced:
@@ -345,7 +369,7 @@ class Writes(Sending[Writing]):
             entry: As it travels; its time begins now.
         """
         desk, way = self._desk, self._ways.of(slot)
-        if way is None or deadline < desk.now + RESEND:
+        if way is None or deadline < desk.now + self.patience:
             return False
         own, others = way.own, way.others
         needed = (0 if own else 1) if one else way.needed

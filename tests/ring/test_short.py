@@ -254,6 +254,26 @@ def test_a_read_without_an_answer_asks_another_owner_and_either_may_end_it() -> 
     assert desk.keeper.in_flight == 0
 
 
+def test_where_answers_usually_take_long_nobody_else_is_asked_before_that() -> None:
+    desk = holding(entry(5))
+
+    def read(seconds: float) -> list[str]:
+        desk.get()
+        desk.wait(seconds)
+        asked = kinds(desk)
+        found(desk, entry(5))
+        desk.asks.clear()
+        return asked
+
+    assert read(0.2) == ["ReadMany", "Read", "Read"]
+    for _ in range(10):
+        read(0.2)
+    assert read(0.2) == ["ReadMany"]
+    desk.get()
+    desk.wait(0.65)
+    assert kinds(desk)[:2] == ["ReadMany", "Read"]
+
+
 def test_what_the_long_way_has_ended_a_late_answer_does_not_end_again() -> None:
     desk = holding(entry(5))
     number = desk.get()
