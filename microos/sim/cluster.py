@@ -10,9 +10,9 @@ chance, sockets and files; a scenario speaks to `cluster[0]` as a user speaks to
 from __future__ import annotations
 
 import dataclasses
-import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from math import ceil, log2, log10
 from typing import Any
 
@@ -24,19 +24,17 @@ from microos._open import Node, living
 from microos.errors import RemoteProtocolError
 from microos.gossip.messages import decode_datagram
 from microos.net.memory import MemoryHost, MemoryNetwork
-from microos.node.runtime import Runtime
 from microos.raft.messages import decode_message
 from microos.service.service import Service
 from microos.settings import GossipSettings, Settings
 from microos.sim.checkers.cluster import ClusterChecks
 from microos.sim.clock import Line
 from microos.sim.loop import simulate
+from microos.sim.machine import PORT, Machine
 from microos.sim.network import SimulatedNetwork, Weather
 from microos.sim.process import Process
-from microos.sim.world import MILLISECOND, SECOND, World, exponential
+from microos.sim.world import MILLISECOND, SECOND, World
 from microos.storage.memory import MemoryDisk
-
-PORT = 7946
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -125,36 +123,17 @@ def kinds_in(kind: str, data: bytes) -> Iterator[str]:
         yield "part"
 
 
-class Machine:
-    """One machine: its line of time, its disk, and the process that runs on it now."""
+class Member(Machine):
+    """A machine of a cluster, and what a scenario wants of it."""
 
     def __init__(self, cluster: Cluster, number: int) -> None:
+        line = Line(cluster.world, offset=(number + 1) * SECOND)
+        super().__init__(cluster.world, number, line, sync_ns=cluster.sync_ns)
         self.cluster = cluster
-        self.number = number
-        self.name = f"n{number}"
-        self.line = Line(cluster.world, offset=(number + 1) * SECOND)
-        self.platter = MemoryDisk()
-        self.boot = 0
-        self.process: Process | None = None
-        self.node: Node | None = None
         self.opened = trio.Event()
         self.stop = trio.Event()
-        self.sync_ns = cluster.sync_ns
-        self.stalled = False
-        self.broken = False
-        """Every sync of the disk fails."""
         self.changes: dict[str, Any] = {}
         """Settings of this machine alone, from its next start."""
-        self._chance = cluster.world.random(f"{self.name}/disk")
-        self.platter.before = self._before
-
-    @property
-    def ip(self) -> str:
-        return f"10.0.0.{self.number + 1}"
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and not self.process.ended and not self.process.gate.dead
 
     def settings(self) -> Settings:
         told = {"name": self.name, "bind": f"{self.ip}:{PORT}", "seeds": self.cluster.seeds}
@@ -171,16 +150,7 @@ class Machine:
 
     async def live(self, process: Process) -> None:
         """Be a node until told to stop, or killed."""
-        boot = process.boot
-        runtime = Runtime(
-            name=self.name,
-            clock=process.clock,
-            random=process.random,
-            entropy=process.entropy,
-            network=process.network,
-            disk=self.platter.attach(),
-            observe=lambda source, note: self.observe(boot, source, note),
-        )
+        runtime = self.runtime(process, partial(self.observe, process.boot))
         cluster = self.cluster
         services = cluster.services(self.number)
         async with living(runtime, self.settings(), services, cluster.middleware) as node:
@@ -188,18 +158,6 @@ class Machine:
             self.opened.set()
             await self.stop.wait()
         await runtime.disk.close()
-
-    async def _before(self, operation: str, name: str) -> None:
-        """What the disk does before it does what it is asked to."""
-        while self.stalled:
-            await self.cluster.sleep(0.01)
-        if operation in ("sync", "syncdir"):
-            bits = self._chance.getrandbits(64)
-            delay = self.sync_ns // 4 + exponential(bits, self.sync_ns)
-            await self.cluster.sleep(delay / SECOND)
-            self.cluster.world.trace("sync", self.name, name)
-            if self.broken:
-                raise OSError(errno.EIO, "input/output error")
 
 
 class Cluster:
@@ -239,7 +197,7 @@ class Cluster:
         self.rules = Wires(self.world, weather or Weather(rare=False), sealed=sealed)
         self.hub = MemoryNetwork(self.rules)
         self.notes: list[Note] = []
-        self.machines = [Machine(self, number) for number in range(nodes)]
+        self.machines = [Member(self, number) for number in range(nodes)]
         self.seeds = tuple(f"{m.ip}:{PORT}" for m in self.machines[:seeds])
         self.checks = ClusterChecks(self.world, self.settings.gossip)
         for machine in self.machines:
@@ -278,21 +236,11 @@ class Cluster:
                 self.error = error
             nursery.cancel_scope.cancel()
 
-    def _boot(self, machine: Machine) -> None:
+    def _boot(self, machine: Member) -> None:
         assert self._nursery is not None
-        machine.boot += 1
         machine.opened = trio.Event()
         machine.stop = trio.Event()
-        machine.node = None
-        machine.process = Process(
-            self.world,
-            machine.name,
-            machine.boot,
-            line=machine.line,
-            hub=self.hub,
-            ip=machine.ip,
-        )
-        self._nursery.start_soon(machine.process.run, machine.live)
+        self._nursery.start_soon(machine.begin(self.hub).run, machine.live)
 
     def __getitem__(self, number: int) -> Node:
         node = self.machines[number].node
@@ -411,7 +359,6 @@ class Cluster:
         assert not machine.running
         if not disk:
             machine.platter = MemoryDisk()
-            machine.platter.before = machine._before
         self.start(number)
 
     async def leave(self, number: int) -> None:
@@ -455,7 +402,7 @@ class Cluster:
         if full is not None:
             machine.platter.full = full
         if broken is not None:
-            machine.broken = broken
+            machine.sync_fails = broken
         if stalled is not None:
             machine.stalled = stalled
         if sync is not None:

@@ -6,16 +6,14 @@ the real ones. This is where races across `await`, cancellation and start-up are
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 
 import trio
 
-from microos._open import Node, living
+from microos._open import living
 from microos.errors import StorageError
 from microos.gossip.members import State
 from microos.net.memory import MemoryNetwork
-from microos.node.runtime import Runtime
 from microos.raft.core import Role
 from microos.ring.keeper import Keeper
 from microos.ring.ring import Owner
@@ -28,18 +26,16 @@ from microos.sim.columns import Columns
 from microos.sim.customers import keys_of
 from microos.sim.faults import Fault, Faults
 from microos.sim.loop import simulate
+from microos.sim.machine import PORT, Machine
 from microos.sim.network import SimulatedNetwork
 from microos.sim.process import Process
 from microos.sim.swarm import Config, calmed, tail_weather
 from microos.sim.visitors import Visitors, service_of
 from microos.sim.workload import Holding, Operation, Users
-from microos.sim.world import FAULT, MILLISECOND, SECOND, World, exponential
-from microos.storage.memory import MemoryDisk
+from microos.sim.world import FAULT, SECOND, World, exponential
 from microos.types import Index, NodeId
 
-PORT = 7946
 SEEDS = 3
-STALL_STEP = 10 * MILLISECOND
 SYNC_RARE_FACTOR = 50
 RESTART_AFTER = SECOND
 CHECK_EVERY = SECOND // 4
@@ -47,22 +43,25 @@ SERVED_AT_THE_END = 3 * SECOND // 2
 """So long before the users stop everything they ask of store and calls has to succeed [ns]."""
 
 
-class Machine:
-    """What outlives the processes of one node: clock, disk, address."""
+class Member(Machine):
+    """A machine of such a world: its disk is slow at times, and its end may come at a sync."""
 
-    def __init__(self, world: World, number: int, line: Line) -> None:
-        self.number = number
-        self.name = f"n{number}"
-        self.ip = f"10.0.0.{number + 1}"
-        self.line = line
-        self.platter = MemoryDisk()
-        self.boot = 0
-        self.process: Process | None = None
-        self.node: Node | None = None
-        self.stalled = False
-        self.sync_fails = False
-        self.doomed = False
-        self.chance = world.random(f"{self.name}/disk")
+    def __init__(self, cluster: NodesWorld, number: int) -> None:
+        config = cluster.config
+        line = Line(cluster.world, offset=config.offsets_ns[number], ppm=config.ppm[number])
+        super().__init__(cluster.world, number, line, sync_ns=config.sync_ns)
+        self._cluster = cluster
+
+    def sync_time(self) -> int:
+        self._cluster.trigger(self, "sync")
+        config = self._cluster.config
+        bits = self.chance.getrandbits(64)
+        delay = config.sync_ns // 4 + exponential(bits, config.sync_ns)
+        if config.sync_rare and bits & 255 == 0:
+            delay *= SYNC_RARE_FACTOR
+        if self.world.now < config.tail_ns:
+            delay = min(delay, config.tail_ns - self.world.now)
+        return delay
 
 
 class NodesWorld:
@@ -86,10 +85,7 @@ class NodesWorld:
         self._checker = NodesChecker(
             self.world, lambda: list(self._holdings.values()), config.gossip
         )
-        self._machines = [
-            Machine(self.world, n, Line(self.world, offset=config.offsets_ns[n], ppm=config.ppm[n]))
-            for n in range(config.nodes)
-        ]
+        self._machines = [Member(self, number) for number in range(config.nodes)]
         self._kv: KvChecker | None = None
         self._call_checker = CallChecker(self.world)
         if config.store is not None:
@@ -214,14 +210,9 @@ class NodesWorld:
         machine = self._machines[node]
         if self.is_running(node):
             return
-        machine.boot += 1
-        machine.doomed = False
-        machine.node = None
-        machine.process = Process(
-            self.world, machine.name, machine.boot, line=machine.line, hub=self._hub, ip=machine.ip
-        )
+        process = machine.begin(self._hub)
         self.note(machine, "process", "Started")
-        self._nursery.start_soon(machine.process.run, lambda p: self._live(machine, p))
+        self._nursery.start_soon(process.run, lambda p: self._live(machine, p))
 
     async def _live(self, machine: Machine, process: Process) -> None:
         """One boot: a node, its users, and the supervisor that restarts what ended by itself."""
@@ -233,19 +224,7 @@ class NodesWorld:
             if machine.process is process and machine.node is not None:
                 self._checker.noted(process, machine.node, source, note)
 
-        async def before(operation: str, name: str) -> None:
-            await self._before(machine, process, operation, name)
-
-        machine.platter.before = before
-        runtime = Runtime(
-            name=machine.name,
-            clock=process.clock,
-            random=process.random,
-            entropy=process.entropy,
-            network=process.network,
-            disk=machine.platter.attach(),
-            observe=observe,
-        )
+        runtime = machine.runtime(process, observe)
         shop = service_of(process, machine.number, self._call_checker)
         try:
             async with (
@@ -301,31 +280,6 @@ class NodesWorld:
         assert not faults, faults
         return settings
 
-    async def _before(self, machine: Machine, process: Process, operation: str, name: str) -> None:
-        """What the disk does before it does what it is asked to."""
-        while machine.stalled:
-            await self._wait(process, STALL_STEP)
-        if operation not in ("sync", "syncdir"):
-            return
-        self._trigger(machine, "sync")
-        config = self.config
-        bits = machine.chance.getrandbits(64)
-        delay = config.sync_ns // 4 + exponential(bits, config.sync_ns)
-        if config.sync_rare and bits & 255 == 0:
-            delay *= SYNC_RARE_FACTOR
-        if self.world.now < config.tail_ns:
-            delay = min(delay, config.tail_ns - self.world.now)
-        await self._wait(process, delay)
-        if machine.sync_fails:
-            machine.sync_fails, machine.doomed = False, True
-            raise OSError(errno.EIO, "input/output error", name)
-        self.world.trace("sync", machine.name, name)
-
-    async def _wait(self, process: Process, delay: int) -> None:
-        lot = trio.lowlevel.ParkingLot()
-        self.world.after(delay, lambda: process.gate(lot.unpark_all))
-        await lot.park()
-
     def note(self, machine: Machine, source: str, note: object) -> None:
         self.columns.add(machine.name, machine.boot, source, note)
         kind = note.partition(" ")[0] if isinstance(note, str) else type(note).__name__
@@ -336,7 +290,8 @@ class NodesWorld:
         self.columns.add("-", 0, "fault", fault)
         self.world.sometimes(f"fault.{fault.kind}")
 
-    def _trigger(self, machine: Machine, point: str) -> None:
+    def trigger(self, machine: Machine, point: str) -> None:
+        """Let a point in the code be the moment of a crash, now and then."""
         if self._triggers and self._trigger_chance.randrange(1_000_000) < self._triggers:
             later = self._trigger_chance.randrange(5 * self.config.sync_ns)
             lasts = self._trigger_chance.randrange(1, SECOND)

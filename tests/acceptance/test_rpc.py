@@ -33,7 +33,8 @@ from microos.service.current import current_call
 from microos.service.service import Service
 from microos.service.serving import HandlerCall, HandlerFailed
 from microos.settings import RpcSettings, Settings
-from microos.sim.cluster import PORT, Cluster, run_cluster
+from microos.sim.cluster import Cluster, run_cluster
+from microos.sim.machine import PORT
 from microos.types import BootId
 from tests.acceptance.work import AGAIN, ONCE, Calls, Work, doubt, hang, names, refuse, rest
 

@@ -18,7 +18,8 @@ from microos.keyring import key_text
 from microos.net.links import FOREIGN_INTERVAL
 from microos.net.notes import Foreign
 from microos.settings import KINDS, Settings
-from microos.sim.cluster import PORT, Captured, Cluster, run_cluster
+from microos.sim.cluster import Captured, Cluster, run_cluster
+from microos.sim.machine import PORT
 from microos.types import Address, parse_address
 from microos.wire import Datagram
 from tests.acceptance.work import AGAIN, Work

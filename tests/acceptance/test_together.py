@@ -17,7 +17,8 @@ from microos.gossip.members import State
 from microos.keyring import key_text
 from microos.ring.ring import seed_of, slot_of
 from microos.settings import Settings
-from microos.sim.cluster import PORT, Captured, Cluster, run_cluster
+from microos.sim.cluster import Captured, Cluster, run_cluster
+from microos.sim.machine import PORT
 from tests.acceptance.work import AGAIN, ONCE, Calls, Work, names
 
 pytestmark = pytest.mark.sim

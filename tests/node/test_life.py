@@ -17,7 +17,8 @@ from microos.net.notes import Foreign
 from microos.node.lifecycle import Quarantined, StorageFailed
 from microos.raft.notes import SnapshotRestored
 from microos.settings import RaftSettings, Settings
-from microos.sim.cluster import PORT, Cluster, run_cluster
+from microos.sim.cluster import Cluster, run_cluster
+from microos.sim.machine import PORT
 from microos.sim.process import Process
 from microos.types import Address
 
