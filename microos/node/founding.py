@@ -11,12 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from microos.codec import encode
+from microos.codec import Decoder, encode
 from microos.node.patience import once_there_is_room
 from microos.node.runtime import Runtime
 from microos.node.statistics import QueueStatistics
-from microos.raft.bootstrap import Cluster, Founding, FoundingMessage, decode_founding_message
-from microos.storage.files import write_small
+from microos.raft.bootstrap import (
+    Cluster,
+    Founding,
+    FoundingMessage,
+    FoundingState,
+    decode_founding_message,
+)
+from microos.storage.disk import Disk
+from microos.storage.files import read_small, write_small
 from microos.types import Address, NodeId
 from microos.wire import Channel
 
@@ -24,6 +31,14 @@ FILE = "founding"
 
 INBOX = 256
 """Messages waiting for the next turn; the oldest give way, and are asked for again."""
+
+_decode_state: Decoder[FoundingState] = Decoder(FoundingState)
+
+
+async def read_state(disk: Disk) -> FoundingState | None:
+    """Return what this node has promised as a seat; None if it never has."""
+    data = await read_small(disk, FILE)
+    return None if data is None else _decode_state(data)
 
 
 class Founder:

@@ -14,7 +14,8 @@ from microos.errors import LeaseLostError, LimitError, MicroosError, Unavailable
 from microos.gossip import members
 from microos.gossip.notes import Died
 from microos.net.notes import Foreign
-from microos.node.lifecycle import Quarantined, StorageFailed
+from microos.node.files import Quarantined
+from microos.node.lifecycle import StorageFailed
 from microos.raft.notes import SnapshotRestored
 from microos.settings import RaftSettings, Settings
 from microos.sim.cluster import Cluster, run_cluster

@@ -124,7 +124,7 @@ class NodesChecker:
         """Begin the oracle as the founders begin: with the founding as its snapshot."""
         mark = raft.log.mark
         assert mark is not None and mark.index == 1, "the first commit is a founder's"
-        identity = node._lifecycle._identity
+        identity = node._lifecycle._files.identity
         self.oracle = Machines(identity.epoch, (LockMachine(), ConfigMachine(), self.ring))
         self.oracle.begin(mark)
         self.last_index = mark.index
@@ -178,7 +178,7 @@ class NodesChecker:
             return
         segments = {f: b for f, b in files.items() if f.startswith(PREFIX) and f.endswith(SUFFIX)}
         try:
-            found = recover(segments, node._lifecycle._identity)
+            found = recover(segments, node._lifecycle._files.identity)
         except StorageError as error:
             self._fail("safety", "storage.damaged", f"{name}: {error}")
             return
