@@ -159,6 +159,8 @@ class Sending(Generic[W]):
         """What is not done yet and goes this way, by number."""
         self._gathered: dict[tuple[Owner, bool], tuple[list[int], list[Any]]] = {}
         """Numbers and items still to be sent, by whom they are for, and whether all is wanted."""
+        self._revision = 0
+        """Of the ring the first of them went by: what has changed since puts all in doubt."""
         self._batches: deque[Batch] = deque()
         """Those whose time is still to come, earliest first."""
 
@@ -174,6 +176,8 @@ class Sending(Generic[W]):
     def _gather(self, owner: Owner, whole: bool, number: int, item: Any) -> None:
         found = self._gathered.get((owner, whole))
         if found is None:
+            if not self._gathered:
+                self._revision = self._desk.replica.ring.revision
             self._gathered[owner, whole] = [number], [item]
         else:
             found[0].append(number)
@@ -185,7 +189,7 @@ class Sending(Generic[W]):
         desk, at = self._desk, self._desk.now + self.patience
         if self._batches:
             at = max(at, self._batches[-1].at)  # In order, though patience changes.
-        revision, stamp = desk.replica.ring.revision, desk.stamp()
+        revision, stamp = self._revision, desk.stamp()
         for (owner, whole), (numbers, items) in gathered.items():
             for start, end in _pages([self._size(item) for item in items]):
                 batch = Batch(self, numbers[start:end], revision, desk.now, at)

@@ -460,6 +460,31 @@ def test_a_slot_that_is_changing_and_a_copy_that_is_not_whole_know_no_short_way(
 
 
 @pytest.mark.parametrize("kind", ["get", "put"])
+def test_what_was_gathered_before_the_slot_changed_is_in_doubt(kind: str) -> None:
+    """Both owners asked agree, by the new ring as well: there they may be no quorum."""
+    desk = holding(entry(5))
+    desk.up("abcde")
+    keeper, deadline = desk.keeper, desk.now + 2.0
+    if kind == "get":
+        keeper.get(desk.slot, NAME, one=False, deadline=deadline, now=desk.now)
+    else:
+        keeper.put(
+            desk.slot, NAME, b"v", left=0, one=False, version=None, deadline=deadline, now=desk.now
+        )
+    before = keeper.ring.revision
+
+    desk.propose("ade")
+
+    assert {ask.request.revision for ask in desk.asks} == {before}
+    if kind == "get":
+        found(desk, entry(5))
+    else:
+        kept(desk, Code.OK)
+    assert desk.done == {}
+    assert {"Read", "Write"} & {*kinds(desk)}
+
+
+@pytest.mark.parametrize("kind", ["get", "put"])
 def test_what_is_cancelled_is_forgotten(kind: str) -> None:
     desk = holding(entry(5))
     number = desk.get() if kind == "get" else desk.put()
