@@ -414,6 +414,7 @@ class CoresWorld:
             store.kv,
             views=lambda: self._views(number),
             leader=lambda: member.raft.leader if member.raft is not None else None,
+            turn_ns=self.config.turn_ns,
         )
         self._keepings[keeping.owner] = keeping
         agent.proposing = keeping.proposing = Proposing(

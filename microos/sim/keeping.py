@@ -51,6 +51,7 @@ class Keeping:
     Args:
         views: The members, as they are seen here.
         leader: Who leads the raft group, as far as is known here.
+        turn_ns: Longest turn of the loop, in which operations gather [ns].
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Keeping:
         *,
         views: Views,
         leader: Callable[[], NodeId | None],
+        turn_ns: int,
     ) -> None:
         self.host = host
         self.proposing: Proposing | None = None
@@ -81,6 +83,8 @@ class Keeping:
         self._up: dict[NodeId, BootId] = {}
         self._reported: tuple[int, int] = (0, 0)
         self._reporting = False
+        self._turn_ns = turn_ns
+        self._turns = host.random("turns")
         self.keeper = Keeper(
             Owner(host.id, boot_of(host)),
             KeeperSettings(
@@ -137,7 +141,11 @@ class Keeping:
         """
         number = begin(self.keeper, self._now())
         self._waiting[number] = done
-        self._pump()
+        if self._turn_ns:
+            # As in a node, where what begins in one turn of the loop is sent when the turn ends.
+            self._later_on(1 + self._turns.randrange(self._turn_ns), self._pump)
+        else:
+            self._pump()
 
     def _request(self, body: bytes, sender: NodeId, answer: Answer) -> bytes | None:
         self._handle += 1
