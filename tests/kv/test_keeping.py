@@ -64,6 +64,32 @@ def test_a_cancelled_operation_leaves_nothing_waiting() -> None:
     run_cluster(scenario, 3, seed=2)
 
 
+def test_operations_that_are_done_at_once_let_others_run_as_well() -> None:
+    """On a lone node nothing has to be asked: a loop over keys must not stop the world."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.ready()
+        await cluster[0].kv.wait_ready()
+        things = cluster[0].kv.bucket("things", int)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            for number in range(50):
+                await things.put("k", number)
+                assert await things.get("k") == number
+            nursery.cancel_scope.cancel()
+        assert turns >= 90
+
+    run_cluster(scenario, 1, seed=8, seeds=1)
+
+
 def test_an_operation_before_the_start_is_refused() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.ready()
