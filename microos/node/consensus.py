@@ -37,7 +37,9 @@ from microos.node.runtime import Runtime
 from microos.node.snapshots import Arrived, Snapshots
 from microos.node.statistics import QueueStatistics
 from microos.raft.composite import Machines
-from microos.raft.core import Dropped, Effects, Event, Raft, Role, Status
+from microos.raft.core import Raft
+from microos.raft.effects import Effects, Event
+from microos.raft.election import Role
 from microos.raft.entry import (
     Applied,
     Change,
@@ -51,6 +53,8 @@ from microos.raft.entry import (
 )
 from microos.raft.messages import HeartbeatAnswer, Message, Snapshot, decode_message
 from microos.raft.notes import BecameLeader, LeaderChanged, Note
+from microos.raft.proposal import Dropped
+from microos.raft.status import Status
 from microos.settings import RaftSettings
 from microos.storage.snapshot import drop_older, write_snapshot
 from microos.storage.wal import Wal

@@ -13,7 +13,7 @@ import msgspec
 from microos.gossip.members import Member, State
 from microos.net.notes import LinkStatistics
 from microos.raft.configuration import voters as everybody
-from microos.raft.core import Status
+from microos.raft.status import Status
 from microos.types import Address, NodeId
 
 

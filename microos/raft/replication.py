@@ -16,7 +16,7 @@ Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorit
 
 from __future__ import annotations
 
-from microos.raft.configuration import is_voter, voters
+from microos.raft.configuration import voters
 from microos.raft.entry import Configuration, Entry
 from microos.raft.log import Log, size_of
 from microos.raft.messages import Append, AppendAnswer, Snapshot
@@ -27,8 +27,8 @@ from microos.settings import RaftSettings
 from microos.types import Index, NodeId, Term
 
 
-class Leadership:
-    """What only a leader has, from its election to its end."""
+class Replication:
+    """All followers of one leader, from its election to its end."""
 
     def __init__(
         self,
@@ -39,30 +39,17 @@ class Leadership:
         term: Term,
         settings: RaftSettings,
         notes: list[Note],
-        now: float,
     ) -> None:
         self._id = id
         self._log = log
         self._term = term
         self._settings = settings
         self._notes = notes
-        self._elected = now
-        self._time = log.last_time
         self._wanted: dict[NodeId, bool] = {}
         self._removed: dict[NodeId, Progress] = {}
         self.progress: dict[NodeId, Progress] = {}
-        self.heartbeat_deadline = now + settings.heartbeat_interval
-        self.quorum_deadline = now + settings.election_timeout_max / 2
-        self.transferee: NodeId | None = None
-        self.pending_change = log.last_index
-        """No change of the configuration before this index is applied."""
-        self.uncommitted_bytes = 0
         self.switch(configuration, active=False)
         self.acknowledge_own()
-
-    def log_time(self, now: float) -> int:
-        """Return the time to stamp entries with [µs]: the log's own, driven by our clock."""
-        return self._time + int(max(0.0, now - self._elected) * 1e6)
 
     def switch(self, configuration: Configuration, *, active: bool) -> None:
         """Follow a change of the configuration: newcomers are probed, the removed forgotten.
@@ -89,8 +76,6 @@ class Leadership:
             node: empty for node, empty in self._wanted.items() if node in self.progress
         }
         self._wanted.pop(self._id, None)
-        if self.transferee is not None and not is_voter(configuration, self.transferee):
-            self.transferee = None
 
     def _next(self) -> Index:
         return Index(self._log.last_index + 1)

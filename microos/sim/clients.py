@@ -23,7 +23,8 @@ from microos.codec import Decoder, encode
 from microos.config import machine as config
 from microos.config.messages import Delete, Put
 from microos.raft.composite import SYSTEM, Done
-from microos.raft.core import Raft, Role
+from microos.raft.core import Raft
+from microos.raft.election import Role
 from microos.raft.entry import Command
 from microos.raft.sessions import Expire, Open, Opened, decode_system_result
 from microos.sim.host import Host

@@ -16,9 +16,9 @@ from microos.config.machine import ConfigMachine
 from microos.node.ownership import NUMBER as OWNERSHIP
 from microos.node.steward import STATES
 from microos.raft.composite import Done, Machines
-from microos.raft.core import Proposed
 from microos.raft.entry import Change, Configuration, Entry, SnapshotMark
 from microos.raft.messages import Snapshot
+from microos.raft.proposal import Proposed
 from microos.ring.keeper import Keeper
 from microos.ring.planner import View
 from microos.ring.ring import Owner

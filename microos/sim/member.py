@@ -21,7 +21,9 @@ from microos.codec import encode
 from microos.config.machine import ConfigMachine
 from microos.errors import StorageError
 from microos.raft.composite import Done, Machines
-from microos.raft.core import Dropped, Effects, Raft, Role
+from microos.raft.core import Raft
+from microos.raft.effects import Effects
+from microos.raft.election import Role
 from microos.raft.entry import (
     Applied,
     Entry,
@@ -35,6 +37,7 @@ from microos.raft.entry import (
 )
 from microos.raft.log import Log
 from microos.raft.messages import Message, Snapshot, decode_message
+from microos.raft.proposal import Dropped
 from microos.settings import RaftSettings
 from microos.sim.checkers.raft import RaftChecker
 from microos.sim.errand import ErrandLock, run_errand

@@ -14,7 +14,7 @@ from microos._open import living
 from microos.errors import StorageError
 from microos.gossip.members import State
 from microos.net.memory import MemoryNetwork
-from microos.raft.core import Role
+from microos.raft.election import Role
 from microos.ring.keeper import Keeper
 from microos.ring.ring import Owner
 from microos.settings import Settings, SyncSettings

@@ -13,8 +13,9 @@ from microos.clock import SystemClock
 from microos.gossip.members import Member, State
 from microos.node.consensus import Consensus
 from microos.node.steward import Steward
-from microos.raft.core import FollowerStatus, Role, Status
+from microos.raft.election import Role
 from microos.raft.entry import Change, Configuration
+from microos.raft.status import FollowerStatus, Status
 from microos.settings import Settings
 from microos.types import Address, BootId, Incarnation, Index, NodeId, Term
 

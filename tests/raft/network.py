@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from microos.codec import encode
-from microos.raft.core import Effects, Proposed, Raft, ReadReady, Role, Status
+from microos.raft.core import Raft
+from microos.raft.effects import Effects, ReadReady
+from microos.raft.election import Role
 from microos.raft.entry import (
     Applied,
     Change,
@@ -39,6 +41,8 @@ from microos.raft.messages import (
     decode_message,
 )
 from microos.raft.notes import BecameLeader, Note
+from microos.raft.proposal import Proposed
+from microos.raft.status import Status
 from microos.settings import RaftSettings
 from microos.types import Index, NodeId, Term
 

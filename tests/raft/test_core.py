@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from microos.codec import encode
 from microos.errors import RemoteProtocolError
-from microos.raft.core import Dropped, Forwarded, Raft, Refused, Role
+from microos.raft.core import Raft
+from microos.raft.election import Role
 from microos.raft.entry import (
     Applied,
     Change,
@@ -43,6 +44,7 @@ from microos.raft.messages import (
 )
 from microos.raft.notes import LateWake, Stalled, SteppedDown
 from microos.raft.progress import State
+from microos.raft.proposal import Dropped, Forwarded, Refused
 from microos.settings import RaftSettings
 from microos.types import Index, NodeId, Term
 from tests.raft.network import E, Network, configuration, core, drain, entries, node, proposed

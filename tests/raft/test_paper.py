@@ -9,7 +9,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microos.raft.core import Role
+from microos.raft.election import Role
 from microos.raft.entry import HardState, Kind
 from microos.raft.messages import Append, AppendAnswer, Vote, VoteAnswer
 from microos.raft.notes import BecameLeader, SteppedDown

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from microos.raft.configuration import is_joint
-from microos.raft.core import Role
+from microos.raft.election import Role
 from microos.settings import RaftSettings
 from microos.types import NodeId
 from tests.raft.network import E, Member, Network

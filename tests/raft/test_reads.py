@@ -5,7 +5,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microos.raft.core import ReadReady, Role
+from microos.raft.effects import ReadReady
+from microos.raft.election import Role
 from microos.raft.entry import HardState
 from microos.raft.messages import Heartbeat, HeartbeatAnswer, ReadIndex, ReadIndexAnswer
 from microos.raft.reads import READS_MAX, Read, Reads

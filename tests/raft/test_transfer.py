@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from microos.raft.core import Dropped, Role
+from microos.raft.election import Role
 from microos.raft.messages import TimeoutNow, Vote
+from microos.raft.proposal import Dropped
 from microos.types import Index, NodeId, Term
 from tests.raft.network import E, Network, core, node, proposed
 

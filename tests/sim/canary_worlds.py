@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from microos.raft.composite import Done
-from microos.raft.core import Raft, Role
+from microos.raft.core import Raft
+from microos.raft.election import Role
 from microos.raft.entry import Change, Entry
 from microos.ring.placement import table
 from microos.ring.ring import Row

@@ -193,8 +193,8 @@ class NodesChecker:
         if covered < raft.log.first_index - 1:
             detail = f"{name} has {covered}, promised {raft.log.first_index - 1}"
             self._fail("safety", "storage.snapshot_lost", detail)
-        hard, wanted = found.hard_state, raft._handed
-        if not raft._batches and (hard.term, hard.vote) != (wanted.term, wanted.vote):
+        hard, wanted = found.hard_state, raft._writes.handed
+        if not raft._writes.batches and (hard.term, hard.vote) != (wanted.term, wanted.vote):
             self._fail("safety", "storage.vote_lost", f"{name} has {hard}, promised {wanted}")
 
     # At the end.

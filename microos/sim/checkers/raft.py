@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from microos.raft.composite import Done, Machines
-from microos.raft.core import Raft, Role
+from microos.raft.core import Raft
+from microos.raft.election import Role
 from microos.raft.entry import Entry, HardState, Persist, SnapshotMark
 from microos.raft.messages import AppendAnswer, Message, Vote, VoteAnswer
 from microos.raft.notes import BecameLeader, Committed, Note
