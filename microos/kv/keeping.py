@@ -22,7 +22,7 @@ from microos.codec import encode
 from microos.errors import MicroosError, NoQuorumError, RemoteProtocolError, UnavailableError
 from microos.gossip.members import State
 from microos.node.alarm import Alarm
-from microos.node.calls import Later, Outcome
+from microos.node.calls import TOGETHER_FROM, Later, Outcome
 from microos.node.kernel import Kernel
 from microos.node.statistics import QueueStatistics
 from microos.ring.epochs import frozen, thawed
@@ -51,9 +51,6 @@ REPORT_GAP = 0.25
 
 REPORT_AGAIN = 1.0
 """While slots are joint a report is repeated: the leader may be a new one [s]."""
-
-TOGETHER_FROM = 4
-"""With fewer operations in flight than this none waits for the turn of the loop to end."""
 
 LOOK = 0.05
 """How often a leaving node looks whether everything is handed over [s]."""
