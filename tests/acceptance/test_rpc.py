@@ -113,6 +113,40 @@ def test_bodies_of_every_size_come_back_from_nodes_that_share_no_seed() -> None:
     assert lost(cluster) == []
 
 
+def test_calls_and_answers_of_one_turn_travel_together_and_one_alone_leaves_at_once() -> None:
+    def only_the_second(number: int) -> tuple[Service, ...]:
+        return mirror(number) if number == 1 else ()
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.ready()
+        await cluster.wait_until(lambda: names(cluster, 0, "mirror") == {"n1"}, 5.0)
+        await cluster[0].call(BACK, b"")
+        captured = cluster.capture()
+
+        begun = cluster.now
+        assert await cluster[0].call(BACK, b"alone") == ("n1", b"alone")
+        alone = cluster.now - begun
+        got: list[bytes] = []
+
+        async def ask(number: int) -> None:
+            got.append((await cluster[0].call(BACK, b"%d" % number))[1])
+
+        captured.clear()
+        begun = cluster.now
+        async with trio.open_nursery() as nursery:
+            for number in range(64):
+                nursery.start_soon(ask, number)
+        taken = cluster.now - begun
+
+        assert sorted(got) == sorted(b"%d" % number for number in range(64))
+        between = [(p.sender, p.receiver) for p in captured if p.kind == "segment"]
+        for way in (("n0", "n1"), ("n1", "n0")):
+            assert between.count(way) <= 64 // 4, between.count(way)
+        assert taken < 20 * alone
+
+    run_cluster(scenario, 3, seed=2, services=only_the_second)
+
+
 @pytest.mark.slow
 @pytest.mark.criterion("RPC-1")
 def test_a_body_above_the_limit_is_refused_and_the_link_lives_on() -> None:
