@@ -90,7 +90,7 @@ def test_a_version_is_written_over_once() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_counting_by_compare_and_set_loses_nothing_and_no_read_fails(seed: int) -> None:
-    """Found by seed 1: readers and the writer refused each other's ballots until the deadline."""
+    """Found by seed 3: readers and the writer refused each other's ballots until the deadline."""
     world = formed(seed)
     count = [0]
 
