@@ -1,6 +1,8 @@
 """The saved comparisons as one picture: a bar per claim, how many times the peer's rate is ours.
 
-python benchmarks/_picture.py      writes results/ratios.svg; `--save` of a script does too
+    python benchmarks/_picture.py
+
+writes results/ratios.svg; so does a script that saves its figures.
 """
 
 from __future__ import annotations

@@ -323,8 +323,6 @@ class Reads(Sending[Reading]):
                 continue
             if read.own:
                 entry = store.get(read.slot, read.name, at)
-            elif entry is not None:
-                entry = ended(entry, at)
             if head == head_of(entry):
                 del waiting[number]
                 desk.settle(number, entry)
@@ -333,14 +331,15 @@ class Reads(Sending[Reading]):
 
     def _give_up(self, number: int, read: Reading) -> None:
         del self._waiting[number]
+        self._begin_in_full(number, read)
+
+    def _begin_in_full(self, number: int, read: Reading) -> None:
         self._desk.read_in_full(number, read.slot, read.name, one=read.one, deadline=read.deadline)
 
     def wake(self, now: float) -> None:
         """Let reads that wait for long go the long way as well: either may end them."""
         for number, read in self._overdue(now):
-            self._desk.read_in_full(
-                number, read.slot, read.name, one=read.one, deadline=read.deadline
-            )
+            self._begin_in_full(number, read)
 
 
 class Writing(msgspec.Struct, gc=False):

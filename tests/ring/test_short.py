@@ -212,9 +212,11 @@ def test_where_a_read_is_in_doubt_entries_are_compared(happens: Callable[[Desk],
     assert len(desk.keeper.reads) == 0
 
 
-def test_owners_who_differ_put_a_strangers_read_in_doubt() -> None:
+@pytest.mark.parametrize("entry_first", [True, False])
+def test_owners_who_differ_put_a_strangers_read_in_doubt(entry_first: bool) -> None:
     desk = stranger()
     desk.get()
+    desk.asks.sort(key=lambda ask: ask.request.whole is not entry_first)  # type: ignore[attr-defined]
 
     found(desk, entry(5))
     found(desk, entry(6))
@@ -272,6 +274,9 @@ def test_where_answers_usually_take_long_nobody_else_is_asked_before_that() -> N
     desk.get()
     desk.wait(0.65)
     assert kinds(desk)[:2] == ["ReadMany", "Read"]
+    for _ in range(50):
+        desk.keeper.reads.took(60.0)
+    assert desk.keeper.reads.patience < 1.0
 
 
 def test_what_the_long_way_has_ended_a_late_answer_does_not_end_again() -> None:
@@ -415,6 +420,17 @@ def test_a_write_without_acknowledgements_is_sent_again_and_at_last_uncertain() 
         desk.tell(ask, Kept(Code.OK, desk.keeper.ring.revision, 1, bytes(1)))
     assert desk.done == {}
     desk.wait(2.0)
+    assert isinstance(desk.done[number], UncertainError)
+
+
+def test_a_write_that_was_sent_to_owners_that_are_gone_by_now_is_uncertain() -> None:
+    desk = stranger()
+    number = desk.put()
+    desk.up("d")
+
+    for name in [*desk.asked]:
+        desk.silent(name)
+
     assert isinstance(desk.done[number], UncertainError)
 
 
