@@ -19,7 +19,9 @@ from microos.ring.entry import (
     is_tombstone,
     number_of,
     pack,
+    renewed,
     shown_version_of,
+    stamp_of,
     tombstone,
     value_of,
     version_bytes,
@@ -330,6 +332,26 @@ def test_an_absent_key_is_written_by_prepare_and_accept() -> None:
 
     kept = desk.keeper.replica.store.get(desk.slot, NAME, 0)
     assert desk.done == {number: number_of(version_of(kept))}
+
+
+def test_an_own_try_that_somebody_else_has_brought_to_a_quorum_is_known_by_its_version() -> None:
+    desk = Desk()
+    number = desk.atomic()
+    desk.answer("b")
+    desk.asks = [ask for ask in desk.asks if isinstance(ask.request, Accept)]
+    tried = desk.asks[0].request
+    assert isinstance(tried, Accept)
+    ballot = version_bytes(stamp_of(tried.entry) + 1000, 2)
+    for name in ("b", "c"):
+        desk.answer(name, Code.REFUSED, promised=ballot)
+    again = renewed(tried.entry, ballot)
+    desk.keeper.replica.store.apply(desk.slot, NAME, again)
+
+    desk.wait(0.3)
+    desk.asks = [ask for ask in desk.asks if isinstance(ask.request, Prepare)]
+    desk.answer("b", entry=again)
+
+    assert desk.done == {number: number_of(version_of(tried.entry))}
 
 
 def test_a_value_that_is_not_at_a_quorum_gets_there_before_it_is_a_conflict() -> None:
